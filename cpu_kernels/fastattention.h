@@ -1,0 +1,72 @@
+/* The C interface of the CPU kernels, and, word for word, the cffi definition.
+ *
+ * _build_ffi.py drops the preprocessor lines and hands the rest to cffi, so what Python sees and
+ * what the compiler checks cannot drift apart. The mathematics is reference/standard.py's.
+ *
+ * All strides count elements. The last axis of q, k, v and out is contiguous. Nothing here is
+ * validated again: fastattention/validate.py is the only gate.
+ */
+#ifndef FASTATTENTION_H
+#define FASTATTENTION_H
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum fa_dtype { FA_FLOAT32, FA_FLOAT16, FA_BFLOAT16 };
+enum fa_mask_kind { FA_MASK_NONE, FA_MASK_BOOL, FA_MASK_FLOAT32 };
+enum fa_isa { FA_ISA_BASELINE, FA_ISA_AVX2, FA_ISA_AVX512, FA_ISA_COUNT };
+enum fa_status { FA_OK, FA_NO_MEMORY, FA_NO_ISA };
+
+typedef struct fa_problem {
+  /* Sizes. With cu_seqlens, batch is the number of sequences, q_len and k_len the longest of them. */
+  int64_t batch, q_heads, kv_heads, q_len, k_len, head_dim, v_dim;
+
+  /* q (B, Hq, Sq, D); k (B, Hkv, Sk, D); v (B, Hkv, Sk, Dv); out (B, Hq, Sq, Dv); lse (B, Hq, Sq) or NULL. */
+  const void *q, *k, *v;
+  void *out;
+  float *lse;
+  int64_t q_strides[3], k_strides[3], v_strides[3], out_strides[3], lse_strides[3]; /* batch, head, row */
+  int32_t q_dtype;  /* of q and out */
+  int32_t kv_dtype; /* of k and v */
+
+  /* NULL, or batch + 1 row numbers each: sequence b is rows [cu[b], cu[b+1]) of the packed arrays. */
+  const int64_t *cu_seqlens_q, *cu_seqlens_k;
+
+  const int64_t *kv_lengths; /* (B) or NULL: all k_len keys */
+  const int64_t *q_offsets;  /* (B) or NULL: bottom-right aligned, kv_length - q_len */
+  int64_t window_left, window_right; /* -1: unbounded; causal is window_right = 0 */
+
+  const void *mask; /* broadcast axes have stride 0 */
+  int64_t mask_strides[4]; /* batch, head, query, key */
+  int32_t mask_kind;
+
+  const float *alibi_slopes; /* per head or NULL */
+  int64_t alibi_batch_stride; /* 0: the same slopes for every sequence of the batch */
+  const float *sinks; /* (Hq) or NULL */
+  float scale;
+  float softcap; /* 0: none */
+
+  int32_t num_threads; /* at least 1 */
+  int32_t isa;         /* enum fa_isa */
+} fa_problem;
+
+int fa_attention(const fa_problem *problem);
+
+/* Whether this build has the kernels of `isa` and this machine can run them. */
+int fa_isa_available(int isa);
+const char *fa_isa_name(int isa);
+const char *fa_compiler(void);
+int fa_max_threads(void);
+int64_t fa_cache_bytes(int level); /* 1, 2, 3; 0 where the system does not say */
+
+/* Probes: what one core or the machine can do at best, for the benchmark's ratios. */
+double fa_probe_fma_gflops(int isa, double seconds);       /* fp32 multiply-add, one thread */
+double fa_probe_bf16_dot_gflops(double seconds);           /* 0 where the machine has no such instruction */
+double fa_probe_int8_dot_gops(double seconds);             /* likewise */
+double fa_probe_read_gbps(const void *buffer, int64_t bytes, int num_threads, int repeats);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

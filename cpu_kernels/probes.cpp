@@ -1,12 +1,13 @@
 /* What this machine can do at best, so that the benchmark can say how near a kernel comes to it.
  *
- * Arithmetic probes run one instruction on independent accumulators held in registers: twice as many as the usual
- * latency (4 cycles) times two ports needs, so that only the ports limit. The time asked for is cut into slices and
- * the best slice counts after a warm-up, so that a neighbour's burst lowers no limit: a percentage of the probe errs
- * against the kernel. Figures count a multiply and an add as two operations, as everywhere here.
+ * Arithmetic probes run one instruction on independent accumulators held in registers: twice as many as the
+ * usual latency (4 cycles) times two ports needs, so that only the ports limit. The time asked for is cut
+ * into slices and the best slice counts after a warm-up, so that a neighbour's burst lowers no limit: a
+ * percentage of the probe errs against the kernel. Figures count a multiply and an add as two operations, as
+ * everywhere here.
  *
- * Instructions newer than the baseline sit in functions with a target attribute of their own and are called only
- * after the processor was asked.
+ * Instructions newer than the baseline sit in functions with a target attribute of their own and are called
+ * only after the processor was asked.
  */
 #include "fastattention.h"
 
@@ -21,7 +22,8 @@
 
 namespace {
 
-constexpr double kSliceSeconds = 0.004;  // long enough for the clock, short enough to fit between disturbances
+constexpr double kSliceSeconds =
+    0.004;  // long enough for the clock, short enough to fit between disturbances
 
 double now() {
   timespec t;
@@ -29,10 +31,10 @@ double now() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-// Keeps a result alive: the compiler must assume that somebody reads it. Take it of a sum, never of an accumulator: an
-// array whose address is known may be stored in every iteration.
+// Keeps a result alive: the compiler must assume that somebody reads it. Take it of a sum, never of an
+// accumulator: an array whose address is known may be stored in every iteration.
 template <typename T>
-void keep(const T& value) {
+void keep(const T &value) {
   asm volatile("" : : "r"(&value) : "memory");
 }
 
@@ -64,8 +66,9 @@ double best_rate(Loop loop, double ops_per_iteration, double seconds) {
   return best;
 }
 
-/* The float probes iterate x <- a - x * x (or its negative). For a = 1.5 to 1.9 the map is chaotic and stays within [-2, 2]: operands keep
- * changing as real ones do, and nothing overflows, settles or becomes denormal. */
+/* The float probes iterate x <- a - x * x (or its negative). For a = 1.5 to 1.9 the map is chaotic and stays
+ * within [-2, 2]: operands keep changing as real ones do, and nothing overflows, settles or becomes denormal.
+ */
 constexpr float kMapStart = 0.37f;
 constexpr float kMapStep = 0.011f;
 constexpr float kMapConstant = 1.79f;
@@ -103,7 +106,8 @@ __attribute__((target("avx2,fma"))) void fma_avx2(int64_t iterations) {
   const __m256 lane = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
 #pragma GCC unroll 32
   for (int c = 0; c < kAvx2Chains; ++c) {
-    x[c] = _mm256_add_ps(_mm256_set1_ps(kMapStart + kMapStep * float(c)), _mm256_mul_ps(lane, _mm256_set1_ps(0.09f)));
+    x[c] = _mm256_add_ps(_mm256_set1_ps(kMapStart + kMapStep * float(c)),
+                         _mm256_mul_ps(lane, _mm256_set1_ps(0.09f)));
   }
   for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 32
@@ -121,7 +125,8 @@ __attribute__((target("avx512f"))) void fma_avx512(int64_t iterations) {
   const __m512 lane = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 #pragma GCC unroll 32
   for (int c = 0; c < kAvx512Chains; ++c) {
-    x[c] = _mm512_add_ps(_mm512_set1_ps(kMapStart + kMapStep * float(c)), _mm512_mul_ps(lane, _mm512_set1_ps(0.05f)));
+    x[c] = _mm512_add_ps(_mm512_set1_ps(kMapStart + kMapStep * float(c)),
+                         _mm512_mul_ps(lane, _mm512_set1_ps(0.05f)));
   }
   for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 32
@@ -133,8 +138,8 @@ __attribute__((target("avx512f"))) void fma_avx512(int64_t iterations) {
   keep(sum);
 }
 
-/* A dot accumulates, so each step with `a` is followed by one with -a. In round-to-nearest (x + d) - d repeats itself
- * from the second time on (Knuth, TAOCP 2, 4.2.2), so the accumulators stay where they are. */
+/* A dot accumulates, so each step with `a` is followed by one with -a. In round-to-nearest (x + d) - d
+ * repeats itself from the second time on (Knuth, TAOCP 2, 4.2.2), so the accumulators stay where they are. */
 __attribute__((target("avx512f,avx512bf16"))) void dot_bf16(int64_t iterations) {
   __m512 x[kAvx512Chains];
   uint16_t bits[3][32];
@@ -160,8 +165,8 @@ __attribute__((target("avx512f,avx512bf16"))) void dot_bf16(int64_t iterations) 
   keep(sum);
 }
 
-/* Integers wrap, so nothing need be undone. Assembly, because GCC 12 copies the accumulators of the intrinsic to and fro,
- * which costs a third of the rate and more. */
+/* Integers wrap, so nothing need be undone. Assembly, because GCC 12 copies the accumulators of the intrinsic
+ * to and fro, which costs a third of the rate and more. */
 __attribute__((target("avx512f,avx512vnni"))) void dot_int8(int64_t iterations) {
   __m512i x[kAvx512Chains];
   uint8_t bytes[2][64];
@@ -184,32 +189,33 @@ __attribute__((target("avx512f,avx512vnni"))) void dot_int8(int64_t iterations) 
 
 #endif  // __x86_64__
 
-/* A read touches each cache line by whole-vector loads in `Streams` places at once: hardware prefetchers follow each
- * place by itself, so several keep more lines in flight than one. `ahead` bytes further on a line is prefetched by
- * software (0: not). Which combination is best differs by machine, so all are tried. */
+/* A read touches each cache line by whole-vector loads in `Streams` places at once: hardware prefetchers
+ * follow each place by itself, so several keep more lines in flight than one. `ahead` bytes further on a line
+ * is prefetched by software (0: not). Which combination is best differs by machine, so all are tried. */
 typedef uint64_t word2 __attribute__((vector_size(16), aligned(16)));
 constexpr int64_t kLine = 64;
 
 template <int Streams>
-void read_streams(const char* data, int64_t bytes, int64_t ahead) {
+void read_streams(const char *data, int64_t bytes, int64_t ahead) {
   const int64_t stream_bytes = bytes / Streams / kLine * kLine;
   word2 sum[4] = {};
   for (int64_t i = 0; i < stream_bytes; i += kLine) {
 #pragma GCC unroll 8
     for (int s = 0; s < Streams; ++s) {
-      const char* line = data + s * stream_bytes + i;
-      if (ahead) __builtin_prefetch(line + ahead, 0, 2);  // running past the end is harmless: a hint never faults
-      const word2* words = reinterpret_cast<const word2*>(line);
+      const char *line = data + s * stream_bytes + i;
+      if (ahead)
+        __builtin_prefetch(line + ahead, 0, 2);  // running past the end is harmless: a hint never faults
+      const word2 *words = reinterpret_cast<const word2 *>(line);
       for (int w = 0; w < 4; ++w) sum[w] += words[w];
     }
   }
   for (int w = 0; w < 4; ++w) keep(sum[w]);
 }
 
-using Reader = void (*)(const char* data, int64_t bytes, int64_t ahead);
+using Reader = void (*)(const char *data, int64_t bytes, int64_t ahead);
 
 // One pass of the whole team over the buffer, in seconds.
-double read_once(Reader reader, const char* data, int64_t slice, int64_t ahead, int num_threads) {
+double read_once(Reader reader, const char *data, int64_t slice, int64_t ahead, int num_threads) {
   double start = 0, end = 0;
 #pragma omp parallel num_threads(num_threads)
   {
@@ -261,11 +267,11 @@ extern "C" double fa_probe_int8_dot_gops(double seconds) {
   return 0;
 }
 
-extern "C" double fa_probe_read_gbps(const void* buffer, int64_t bytes, int num_threads, int repeats) {
+extern "C" double fa_probe_read_gbps(const void *buffer, int64_t bytes, int num_threads, int repeats) {
   static const Reader readers[] = {read_streams<1>, read_streams<4>, read_streams<8>};
   static const int64_t distances[] = {0, 512, 2048};
   const int64_t skip = int64_t(-reinterpret_cast<intptr_t>(buffer) & (kLine - 1));  // to the first whole line
-  const char* data = static_cast<const char*>(buffer) + skip;
+  const char *data = static_cast<const char *>(buffer) + skip;
   const int64_t unit = 8 * kLine;  // every reader covers a slice of whole units to the last byte
   const int64_t slice = (bytes - skip) / num_threads / unit * unit;
   if (slice <= 0) return 0;

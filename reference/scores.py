@@ -70,8 +70,8 @@ def weighted_sum(
 ) -> NDArray[np.float64]:
     """Return P V, to which a hidden key adds nothing whatever its value holds.
 
-    A plain product would do but for 0 * NaN = NaN and 0 * inf = NaN. Keys with such a value, if there are any,
-    are taken out of the product and added one by one to the rows that see them.
+    A plain product would do but for 0 * NaN = NaN and 0 * inf = NaN. Keys with such a value, if there are
+    any, are taken out of the product and added one by one to the rows that see them.
 
     Parameters
     ----------

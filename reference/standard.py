@@ -73,8 +73,8 @@ def attention(
 
     Notes
     -----
-    Attention is Vaswani et al., arXiv 1706.03762; ALiBi Press et al., arXiv 2108.12409; grouped heads Ainslie et
-    al., arXiv 2305.13245. `lse` is what exact merging of partial results needs (see `online_softmax`).
+    Attention is Vaswani et al., arXiv 1706.03762; ALiBi Press et al., arXiv 2108.12409; grouped heads Ainslie
+    et al., arXiv 2305.13245. `lse` is what exact merging of partial results needs (see `online_softmax`).
 
     Examples
     --------
@@ -112,11 +112,11 @@ def attention(
             visible=visible(Sq, n, causal=causal, window=window, q_offset=x.q_offsets[b]),
         )  # (Sq, n)
 
-        hidden = -np.inf == S  # (Sq, n)
-        no_key = hidden.all(axis=-1)  # (Sq,)
+        hidden = np.isneginf(S)  # (Sq, n)
+        m = S.max(axis=-1, initial=-np.inf)  # (Sq,)
+        no_key = np.isneginf(m)  # (Sq,)
         sink = -np.inf if x.sinks is None else x.sinks[h]
-        m = np.maximum(S.max(axis=-1, initial=-np.inf), sink)  # (Sq,): no exponential below exceeds 1
-        m = np.where(no_key, 0.0, m)
+        m = np.where(no_key, 0.0, np.maximum(m, sink))  # (Sq,): where a key is seen no exponential exceeds 1
         P = np.exp(S - m[:, None])  # (Sq, n), 0 where hidden
         l = P.sum(axis=-1) + np.exp(sink - m)  # (Sq,)
         l = np.where(no_key, 1.0, l)

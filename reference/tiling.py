@@ -77,7 +77,7 @@ def attention(
         softcap=softcap, sinks=sinks, kv_lengths=kv_lengths, q_offset=q_offset,
     )  # fmt: skip
     _check_blocks(block_q, block_k)
-    B, Hq, Sq, D = x.q.shape
+    B, Hq, Sq, _ = x.q.shape
     Hkv, Dv = x.v.shape[1], x.v.shape[3]
     sinks = (
         None if x.sinks is None else x.sinks.reshape(Hkv, x.group, 1)
@@ -129,7 +129,7 @@ def count_tiles(
     block_q: int = 64,
     block_k: int = 64,
 ) -> TileCounts:
-    """Count the tiles `attention` skips, computes without a mask, and computes with one, for one sequence and head.
+    """Count the tiles `attention` skips, computes without a mask, and with one, for one sequence and head.
 
     Keys from `kv_length` on are no tiles at all. Arguments as in `visibility.intervals`.
 
@@ -165,7 +165,7 @@ def _key_tiles(
 
 
 def _visible_tile(rows: slice, cols: slice, causal: bool, window: Window, offset: int) -> NDArray[np.bool_]:
-    """Return `visible` of one tile, (rows, keys): the whole problem's with the origin moved to the tile's corner."""
+    """Return `visible` of one tile, (rows, keys): the origin moves to the tile's corner."""
     shape = rows.stop - rows.start, cols.stop - cols.start
     return visible(*shape, causal=causal, window=window, q_offset=offset + rows.start - cols.start)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 
 def m_mask(size: int) -> NDArray[np.bool_]:
-    """Return the M-mask: a (size, size) lower triangle, True where visible. `size` = b1 + b2 serves b1 x b2 tiles.
+    """Return the M-mask: a (size, size) lower triangle, True where visible. b1 + b2 serves b1 x b2 tiles.
 
     Examples
     --------

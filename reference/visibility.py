@@ -1,8 +1,8 @@
 """Which keys a query may see, from positions alone.
 
 Query i stands at position p_i = q_offset + i. Key j is visible when j < kv_length and
-p_i - left <= j <= p_i + right; causal is right = 0. Without a `q_offset` the last query stands at the last key
-(bottom-right alignment, right for a KV cache); ``q_offset=0`` aligns top left.
+p_i - left <= j <= p_i + right; causal is right = 0. Without a `q_offset` the last query stands at the last
+key (bottom-right alignment, right for a KV cache); ``q_offset=0`` aligns top left.
 
 Both conditions speak of j - p_i only, so the visible keys of a query are one interval, and whether a whole
 tile is visible, hidden or mixed follows from its corners. Masks given as data come on top and are not looked

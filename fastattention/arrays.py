@@ -51,8 +51,8 @@ def _kind(x: Any, name: str) -> str:
         kind = "jax" if root == "jaxlib" else root
         if kind == "jax" and "Tracer" in cls.__name__:
             raise TypeError(
-                f"{name}: {cls.__name__} is a value JAX is tracing, not an array; call this outside jit, grad "
-                "and vmap, or through jax.pure_callback"
+                f"{name}: {cls.__name__} is a value JAX is tracing, not an array; call this outside jit, "
+                "grad and vmap, or through jax.pure_callback"
             )
         if not (hasattr(cls, "__dlpack__") and hasattr(cls, "__dlpack_device__")):
             raise TypeError(

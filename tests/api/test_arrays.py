@@ -288,8 +288,8 @@ def test_torch_options(torch):
         q, q, q, mask=mask, kv_lengths=lengths, alibi_slopes=slopes, sinks=sinks, q_offset=lengths
     )
     expected = fastattention.attention(
-        q.numpy(), q.numpy(), q.numpy(), mask=mask.numpy(), kv_lengths=lengths.numpy(), alibi_slopes=slopes.numpy(),
-        sinks=sinks.numpy(), q_offset=lengths.numpy(),
+        q.numpy(), q.numpy(), q.numpy(), mask=mask.numpy(), kv_lengths=lengths.numpy(),
+        alibi_slopes=slopes.numpy(), sinks=sinks.numpy(), q_offset=lengths.numpy(),
     )  # fmt: skip
     np.testing.assert_array_equal(out.numpy(), expected)
     packed = q.transpose(1, 2).reshape(6, 2, 8)
@@ -360,7 +360,7 @@ def test_jax_takes_aligned_results_without_a_copy(jax, dtype):
 @pytest.mark.peers
 def test_jax_refusals(jax):
     q = jax.numpy.ones((1, 1, 2, 8))
-    with pytest.raises(TypeError, match="q: .*Tracer is a value JAX is tracing"):
+    with pytest.raises(TypeError, match=r"q: .*Tracer is a value JAX is tracing"):
         jax.jit(lambda x: fastattention.attention(x, x, x))(q)
     with pytest.raises(TypeError, match="out: JAX arrays cannot be written to"):
         fastattention.attention(q, q, q, out=q)

@@ -73,8 +73,8 @@ def test_ragged_batches(dtype, q_dtype, backend):
     for b, rows in enumerate(kept):
         np.testing.assert_array_equal(c.keys[b, :, : len(rows)], k[b][:, rows])
         expected, expected_lse = fastattention.reference.standard.attention(
-            q[b : b + 1], k[b : b + 1][:, :, rows], v[b : b + 1][:, :, rows], causal=True, alibi_slopes=slopes,
-            window=(9, None),
+            q[b : b + 1], k[b : b + 1][:, :, rows], v[b : b + 1][:, :, rows], causal=True,
+            alibi_slopes=slopes, window=(9, None),
         )  # fmt: skip
         tolerance = 1e-5 if q_dtype == "float32" or dtype == np.float32 else 2e-2
         np.testing.assert_allclose(out[b].astype(float), expected[0], rtol=tolerance, atol=tolerance)
@@ -285,7 +285,7 @@ def test_bad_queries():
 
 
 def test_growth_copies_a_constant_number_of_times(monkeypatch):
-    # Count the tokens that growth copies while 4096 are appended one by one: doubling copies fewer than all once.
+    # Count the tokens that growth copies while 4096 are appended one by one: fewer than all of them, once.
     copied = []
     reserve = KVCache._reserve
 

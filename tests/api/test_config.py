@@ -1,4 +1,4 @@
-"""Instruction set and thread settings: what is forced holds, what is missing is refused, what was set comes back."""
+"""Instruction set and threads: what is forced holds, what is missing is refused, what was set comes back."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a call costs before and after the kernel.
 
-The bound is generous, so that a busy machine does not fail it: it catches an `inspect`, an import or a copy that
-slips into every call, not a microsecond. For the figure itself, run this file on a quiet core::
+The bound is generous, so that a busy machine does not fail it: it catches an `inspect`, an import or a copy
+that slips into every call, not a microsecond. For the figure itself, run this file on a quiet core::
 
     taskset -c 0 python tests/api/test_overhead.py
 """

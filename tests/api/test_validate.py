@@ -1,4 +1,4 @@
-"""Bad input gets an error that names the argument, before any work; odd but sound input gets the right answer."""
+"""Bad input gets an error that names the argument; odd but sound input gets the right answer."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_out_over_an_option():
 
 
 def test_out_over_an_input_that_is_copied_anyway():
-    # The last axis of q is strided, so that the kernels would read a copy; the caller's q must still not be lost.
+    # The last axis of q is strided, so that the kernels would read a copy; the caller's q must not be lost.
     buffer = zeros(B, HQ, SQ, 2 * D)
     with pytest.raises(ValueError, match="out: shares memory with q"):
         fastattention.attention(buffer[..., ::2], buffer[..., :D], buffer[..., :D], out=buffer[..., D:])
@@ -312,7 +312,7 @@ def test_out_beside_the_inputs_in_one_buffer():
 
 
 def test_out_that_cannot_be_solved_counts_as_overlapping():
-    # Intertwined strides whose exact answer takes more work than is allowed; the layouts are within one buffer.
+    # Intertwined strides whose exact answer takes more work than is allowed, within one buffer.
     from fastattention.arguments import _overlap
 
     memory = np.zeros(200_000, np.int8)
@@ -409,10 +409,10 @@ def test_varlen_out(backend):
     np.testing.assert_array_equal(out, expected)
     with pytest.raises(ValueError, match="out: shares memory with q"):
         fastattention.attention_varlen(**arguments, out=arguments["q"][..., :DV])
+    memory = np.zeros(6 * HQ * DV, np.float32)
+    arguments["cu_seqlens_k"] = memory.view(np.int64)[:3]
+    arguments["cu_seqlens_k"][:] = [0, 2, 9]
     with pytest.raises(ValueError, match="out: shares memory with cu_seqlens_k"):
-        memory = np.zeros(6 * HQ * DV, np.float32)
-        arguments["cu_seqlens_k"] = memory.view(np.int64)[:3]
-        arguments["cu_seqlens_k"][:] = [0, 2, 9]
         fastattention.attention_varlen(**arguments, out=memory.reshape(6, HQ, DV))
 
 
@@ -428,8 +428,9 @@ def test_empty(backend, batch, q_heads, kv_heads, q_len, k_len):
         zeros(batch, kv_heads, k_len, DV),
     )
     out, lse = fastattention.attention(
-        q, k, v, causal=True, return_lse=True, backend=backend, sinks=zeros(q_heads), alibi_slopes=zeros(batch, q_heads),
-        kv_lengths=zeros(batch, dtype=int), q_offset=1, mask=np.ones((q_len, k_len), bool),
+        q, k, v, causal=True, return_lse=True, backend=backend, sinks=zeros(q_heads),
+        alibi_slopes=zeros(batch, q_heads), kv_lengths=zeros(batch, dtype=int), q_offset=1,
+        mask=np.ones((q_len, k_len), bool),
     )  # fmt: skip
     assert out.shape == (batch, q_heads, q_len, DV)
     assert lse.shape == (batch, q_heads, q_len)

@@ -366,3 +366,29 @@ def test_jax_refusals(jax):
         fastattention.attention(q, q, q, out=q)
     with pytest.raises(TypeError, match="v: expected an array of the same kind"):
         fastattention.attention(q, q, np.asarray(q))
+
+
+@pytest.mark.peers
+def test_jax_options(jax):
+    jnp = jax.numpy
+    q = jax.random.normal(jax.random.key(0), (2, 2, 3, 8))
+    options = {
+        "mask": jnp.tril(jnp.ones((3, 3), bool)),
+        "kv_lengths": jnp.array([2, 3]),
+        "q_offset": jnp.array([0, 1]),
+        "alibi_slopes": jnp.array([0.5, 0.25]),
+        "sinks": jnp.array([0.0, 1.0]),
+    }
+    plain = {name: np.asarray(x) for name, x in options.items()}
+    expected = fastattention.attention(np.asarray(q), np.asarray(q), np.asarray(q), **plain)
+    np.testing.assert_array_equal(np.asarray(fastattention.attention(q, q, q, **options)), expected)
+
+
+@pytest.mark.peers
+def test_torch_subclasses_are_torch(torch):
+    class Tagged(torch.Tensor):
+        pass
+
+    q = torch.randn(1, 1, 2, 8).as_subclass(Tagged)
+    assert to_numpy(q, "q")[1] == "torch"
+    assert isinstance(fastattention.attention(q, q, q), torch.Tensor)

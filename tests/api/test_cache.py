@@ -273,8 +273,8 @@ def test_bad_queries():
             "q: expected float32 or the cache's float16, got bfloat16",
         ),
         (queries(2, np.float64), TypeError, "q: .*float64"),
-        (queries(2)[:1], ValueError, "k: expected q's batch size 1"),
-        (queries(2)[..., :4], ValueError, "k: expected q's head dimension 4"),
+        (queries(2)[:1], ValueError, r"q: expected shape .* = \(2, Hq, Sq, 8\) to fit the cache, got \(1,"),
+        (queries(2)[..., :4], ValueError, r"q: expected shape .*got \(2, 4, 2, 4\)"),
         (queries(2)[:, :3], ValueError, "q: its number of heads"),
         ([1.0], TypeError, "q: expected an array"),
     ]:

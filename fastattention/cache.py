@@ -174,8 +174,8 @@ class KVCache:
         Parameters
         ----------
         k : array, shape (B, Hkv, S, D)
-            Of the cache's dtype, or float32, which is rounded to it (past float16's range to inf, with a warning
-            of NumPy's). NumPy, PyTorch, JAX, as in `attention`.
+            Of the cache's dtype, or float32, which is rounded to it (past float16's range to inf, with NumPy's
+            warning). NumPy, PyTorch, JAX, as in `attention`.
         v : array, shape (B, Hkv, S, Dv)
             Likewise, of k's kind.
         lengths : integer array, shape (B,), optional
@@ -204,7 +204,7 @@ class KVCache:
             new_longest = int((self._lengths + counts).max())
         if new_longest > self._max_length:
             raise ValueError(
-                f"k: {count} more tokens would make the longest sequence {new_longest}; max_length is "
+                f"k: appending would make the longest sequence {new_longest}; max_length is "
                 f"{self._max_length}, lengths are {self._lengths.tolist()}"
             )
         self._reserve(new_longest)

@@ -163,7 +163,7 @@ def test_it_fills_to_the_last_token_and_no_further():
     c.append(k[:, :, :99], v[:, :, :99], np.array([99, 98]))
     before = state(c)
     with pytest.raises(
-        ValueError, match=r"k: 2 more tokens .* longest sequence 101; max_length is 100.*\[99, 98\]"
+        ValueError, match=r"k: appending would make the longest sequence 101; max_length is 100.*\[99, 98\]"
     ):
         c.append(k[:, :, :2], v[:, :, :2])
     assert same_state(before, state(c))

@@ -174,8 +174,8 @@ class KVCache:
         Parameters
         ----------
         k : array, shape (B, Hkv, S, D)
-            Of the cache's dtype, or float32, which is rounded to it (past float16's range to inf, with NumPy's
-            warning). NumPy, PyTorch, JAX, as in `attention`.
+            Of the cache's dtype, or float32, which is rounded to it: past float16's range to inf, with
+            NumPy's warning. NumPy, PyTorch, JAX, as in `attention`.
         v : array, shape (B, Hkv, S, Dv)
             Likewise, of k's kind.
         lengths : integer array, shape (B,), optional

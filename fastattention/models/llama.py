@@ -1,13 +1,13 @@
-"""A decoder of the LLaMA family: NumPy and its BLAS for the matrices, this library for attention and the KV cache.
+"""A decoder of the LLaMA family: matrices by NumPy and its BLAS, attention and KV cache by this library.
 
 Each layer is x += Wo attention(rope(Wq h), rope(Wk h), Wv h) with h = rmsnorm(x), then
-x += Wdown (silu(Wgate h) * Wup h) with h = rmsnorm(x) again (Touvron et al., arXiv 2302.13971). All in float32.
+x += Wdown (silu(Wgate h) * Wup h) with h = rmsnorm(x) again (Touvron et al., arXiv 2302.13971), in float32.
 
 What makes it quick, none of which changes the result beyond rounding:
 
 - Matrices that read the same input are stacked into one product: query, key and value; gate and up.
-- The gain vector of an RMSNorm is multiplied into the columns of the matrix behind it when the file is loaded, so
-  that the norm itself is one number a row.
+- The gain vector of an RMSNorm is multiplied into the columns of the matrix behind it when the file is
+  loaded, so that the norm itself is one number a row.
 - Every step writes into buffers made once, for a chunk of the prompt whose activations stay in the cache.
 - Only the last position goes through the output matrix, which holds a fifth of the weights.
 """
@@ -55,7 +55,8 @@ class Config:
         Raises
         ------
         ModelError
-            Another architecture, a variant of this one that is not supported, or sizes that do not fit together.
+            Another architecture, a variant of this one that is not supported, or sizes that do not fit
+            together.
         """
         architecture = file.scalar("general.architecture", str)
         if architecture != _ARCHITECTURE:
@@ -155,8 +156,8 @@ class Llama:
         Raises
         ------
         ModelError
-            A tensor is missing, of the wrong shape, broken, or of no meaning to this decoder: a bias that would be
-            left out must not go unnoticed.
+            A tensor is missing, of the wrong shape, broken, or of no meaning to this decoder: a bias that
+            would be left out must not go unnoticed.
         """
         config = Config.from_file(file)
         hidden, ffn = config.hidden, config.feed_forward
@@ -174,7 +175,9 @@ class Llama:
             gain = tensor(block + "attn_norm.weight", hidden)
             qkv = np.empty((q_rows + 2 * kv_rows, hidden), np.float32)
             np.multiply(tensor(block + "attn_q.weight", q_rows, hidden), gain, out=qkv[:q_rows])
-            np.multiply(tensor(block + "attn_k.weight", kv_rows, hidden), gain, out=qkv[q_rows : q_rows + kv_rows])
+            np.multiply(
+                tensor(block + "attn_k.weight", kv_rows, hidden), gain, out=qkv[q_rows : q_rows + kv_rows]
+            )
             np.multiply(tensor(block + "attn_v.weight", kv_rows, hidden), gain, out=qkv[q_rows + kv_rows :])
             gain = tensor(block + "ffn_norm.weight", hidden)
             gate_up = np.empty((2 * ffn, hidden), np.float32)
@@ -277,8 +280,8 @@ class Session:
         Raises
         ------
         ValueError
-            No tokens, tokens outside the vocabulary, or more of them than the context has room for. The session is
-            left as it was.
+            No tokens, tokens outside the vocabulary, or more of them than the context has room for. The
+            session is left as it was.
         """
         ids = np.asarray(tokens, dtype=np.int64)
         if ids.ndim != 1 or ids.size == 0:
@@ -303,7 +306,9 @@ class Session:
         config = self.model.config
         rows = ids.size
         x, qkv, mixed = self._x[:rows], self._qkv[:rows], self._mixed[:rows]
-        np.take(self.model.embedding, ids, axis=0, out=x, mode="clip")  # clip: "raise" would buffer; ids are checked
+        np.take(
+            self.model.embedding, ids, axis=0, out=x, mode="clip"
+        )  # clip: "raise" would buffer; ids are checked
 
         heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
         # (S, heads + 2 kv_heads, D), and as attention wants it (1, heads, S, D): views, no copies.
@@ -312,8 +317,8 @@ class Session:
         k = by_head[None, :, heads : heads + kv_heads].transpose(0, 2, 1, 3)
         v = by_head[None, :, heads + kv_heads :].transpose(0, 2, 1, 3)
         out = mixed.reshape(1, rows, heads, dim).transpose(0, 2, 1, 3)
-        # GGUF files of this architecture pair neighbouring dimensions (2i, 2i + 1) for RoPE. A pair read as one
-        # complex number is rotated by one multiplication.
+        # GGUF files of this architecture pair neighbouring dimensions (2i, 2i + 1) for RoPE. A pair read as
+        # one complex number is rotated by one multiplication.
         pairs = by_head[:, : heads + kv_heads, : config.rope_dim].view(np.complex64)
         positions = np.arange(self.position, self.position + rows)
         rotation = np.exp(1j * positions[:, None] * self._frequencies).astype(np.complex64)[:, None, :]

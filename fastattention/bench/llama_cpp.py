@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -31,10 +30,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config import get_isa
 from ..models.errors import ModelError, require
 from ..models.gguf import ModelFile, default_model
 from ..models.llama import Llama, Session
 from ..models.tokenizer import Tokenizer
+from .environment import describe
 
 __all__ = ["PROMPTS", "STRINGS", "Peer", "compare_greedy", "compare_tokens", "main", "time_llama_cpp"]
 
@@ -103,7 +104,7 @@ STRINGS = (
 
 
 class Peer:
-    """llama.cpp with one model, one sequence at a time.
+    """llama.cpp with one model, one sequence at a time, through its C interface.
 
     Parameters
     ----------
@@ -112,10 +113,15 @@ class Peer:
     context : int
         Longest sequence, in tokens.
     threads : int
+        Threads to use.
     float32_cache : bool
         Store keys and values in float32 instead of llama.cpp's default float16.
-    flash_attention : bool
-        Use llama.cpp's fused attention.
+    fused : bool
+        Use llama.cpp's fused ("flash") attention.
+    repack : bool
+        Let llama.cpp lay weights out anew for wide instructions (AMX among them) where it can. Off by
+        default: version 0.3.36 of the package dies of a protection fault in its AMX product of 4-bit weights
+        on Sapphire Rapids, and without AMX it has no other layout for them (Q4_1).
 
     Raises
     ------
@@ -130,46 +136,69 @@ class Peer:
         context: int,
         threads: int,
         float32_cache: bool = False,
-        flash_attention: bool = False,
+        fused: bool = False,
+        repack: bool = False,
     ) -> None:
         try:
             self._library: Any = importlib.import_module("llama_cpp")
         except ImportError as error:
             raise ModelError("llama_cpp is not installed; run: pip install llama-cpp-python") from error
-        kind = 0 if float32_cache else 1  # GGML_TYPE_F32, GGML_TYPE_F16
-        try:
-            self._llama = self._library.Llama(
-                str(path),
-                n_ctx=context,
-                n_threads=threads,
-                n_threads_batch=threads,
-                type_k=kind,
-                type_v=kind,
-                flash_attn=flash_attention,
-                verbose=False,
-            )
-        except ValueError as error:
-            raise ModelError(f"llama.cpp: {error}") from error
+        library = self._library
+        self._silence = library.llama_log_callback(lambda level, text, data: None)  # kept alive: C calls it
+        library.llama_log_set(self._silence, ctypes.c_void_p(0))
+        library.llama_backend_init()
+        model_options = library.llama_model_default_params()
+        model_options.use_extra_bufts = repack
+        self._model = library.llama_model_load_from_file(str(path).encode(), model_options)
+        if not self._model:
+            raise ModelError(f"llama.cpp cannot load {path}")
+        options = library.llama_context_default_params()
+        options.n_ctx = context
+        options.n_threads = options.n_threads_batch = threads
+        options.type_k = options.type_v = 0 if float32_cache else 1  # GGML_TYPE_F32, GGML_TYPE_F16
+        options.flash_attn_type = int(fused)
+        self._context = library.llama_init_from_model(self._model, options)
+        if not self._context:
+            raise ModelError(f"llama.cpp cannot set up a context of {context} tokens")
+        self._batch = int(options.n_batch)
+        self._vocab = library.llama_model_get_vocab(self._model)
+        self._vocab_size = int(library.llama_vocab_n_tokens(self._vocab))
 
     def encode(self, text: str) -> list[int]:
         """Cut text into tokens, control tokens included."""
-        tokens: list[int] = self._llama.tokenize(text.encode(), add_bos=False, special=True)
-        return tokens
+        raw = text.encode()
+        room = len(raw) + 1
+        tokens = (self._library.llama_token * room)()
+        count = self._library.llama_tokenize(self._vocab, raw, len(raw), tokens, room, False, True)
+        return list(tokens[:count])
 
     def reset(self) -> None:
         """Begin a new sequence."""
-        self._llama.reset()
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
 
     def forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Take tokens; return a copy of the logits (vocab,) for what follows the last one."""
-        self._llama.eval(list(tokens))
-        pointer = self._library.llama_get_logits_ith(self._llama.ctx, -1)
-        view: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self._llama.n_vocab(),))
+        """Take tokens; return a copy of the logits (vocab,) for what follows the last one.
+
+        Raises
+        ------
+        RuntimeError
+            llama.cpp refused them.
+        """
+        library = self._library
+        for start in range(0, len(tokens), self._batch):
+            part = tokens[start : start + self._batch]
+            ids = (library.llama_token * len(part))(*part)
+            code = library.llama_decode(self._context, library.llama_batch_get_one(ids, len(part)))
+            if code:
+                raise RuntimeError(f"llama_decode returned {code}")
+        pointer = library.llama_get_logits_ith(self._context, -1)
+        view: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self._vocab_size,))
         return view.copy()
 
     def close(self) -> None:
         """Free the model."""
-        self._llama.close()
+        self._library.llama_free(self._context)
+        self._library.llama_model_free(self._model)
 
 
 def compare_tokens(texts: Sequence[str], tokenizer: Tokenizer, peer: Peer) -> dict[str, Any]:
@@ -327,8 +356,8 @@ def time_llama_cpp(
     context = max(lengths) + decode_tokens
     ids = np.random.default_rng(0).integers(1000, 40000, max(lengths)).tolist()
     peers = {
-        name: Peer(file.path, context=context, threads=threads, flash_attention=flash)
-        for name, flash in (("llama.cpp", False), ("llama.cpp, fused attention", True))
+        name: Peer(file.path, context=context, threads=threads, fused=fused)
+        for name, fused in (("llama.cpp", False), ("llama.cpp, fused attention", True))
     }
     with _blas_threads(threads):
         for length in lengths:
@@ -336,7 +365,7 @@ def time_llama_cpp(
             for _ in range(repeats):
                 for dtype in cache_dtypes:
                     session = Session(
-                        model, context=context, num_threads=threads, cache_dtype=_dtype(dtype), chunk=chunk
+                        model, context=context, num_threads=threads, cache_dtype=dtype, chunk=chunk
                     )
                     name = f"fastattention, {dtype} cache"
                     runs.setdefault(name, []).append(_time_ours(session, ids[:length], decode_tokens))
@@ -417,28 +446,13 @@ def _blas_threads(threads: int) -> Any:
     return require("threadpoolctl").threadpool_limits(threads, user_api="blas")
 
 
-def _dtype(name: str) -> Any:
-    return getattr(importlib.import_module("ml_dtypes"), name) if name == "bfloat16" else name
-
-
 def _machine(threads: int) -> dict[str, Any]:
-    versions = {}
-    for package in ("fastattention", "numpy", "gguf", "llama-cpp-python"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    processor = platform.processor()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    found = describe(get_isa())
+    for package in ("gguf", "tokenizers", "llama-cpp-python"):
+        found["versions"][package] = importlib.metadata.version(package)
+    found["threads"] = threads
+    found["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

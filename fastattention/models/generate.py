@@ -299,9 +299,8 @@ def _run(args: argparse.Namespace) -> int:
         _warn(f"the model's vocabulary has no token for {missing!a}: left out of the prompt")
 
     model = Llama.from_file(file)
-    dtype = _cache_dtype(args.cache_dtype)
     session = Session(
-        model, context=context, backend=args.backend, num_threads=args.threads, cache_dtype=dtype
+        model, context=context, backend=args.backend, num_threads=args.threads, cache_dtype=args.cache_dtype
     )
     statistics.load_seconds = time.perf_counter() - started
     with require("threadpoolctl").threadpool_limits(args.threads, user_api="blas"):
@@ -377,14 +376,6 @@ def _tokens(args: argparse.Namespace, tokenizer: Tokenizer, prompt: str) -> list
     if not tokens:
         raise ModelError("the prompt has no character that the model's vocabulary knows")
     return tokens
-
-
-def _cache_dtype(name: str) -> Any:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return ml_dtypes.bfloat16
-    return name
 
 
 def _warn(message: str) -> None:

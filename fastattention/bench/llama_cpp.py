@@ -321,7 +321,6 @@ def time_llama_cpp(
     decode_tokens: int = 16,
     repeats: int = 3,
     cache_dtypes: Sequence[str] = ("float32", "float16"),
-    chunk: int = 512,
 ) -> dict[str, Any]:
     """Time prefill and decode of both engines in one run, engines taking turns.
 
@@ -341,8 +340,6 @@ def time_llama_cpp(
         Runs of each; the median counts.
     cache_dtypes : sequence of str
         KV caches of this library to time. llama.cpp has float16, with its fused attention and without.
-    chunk : int
-        Prompt tokens that this library takes through the layers at a time.
 
     Returns
     -------
@@ -364,9 +361,7 @@ def time_llama_cpp(
             runs: dict[str, list[dict[str, float]]] = {}
             for _ in range(repeats):
                 for dtype in cache_dtypes:
-                    session = Session(
-                        model, context=context, num_threads=threads, cache_dtype=dtype, chunk=chunk
-                    )
+                    session = Session(model, context=context, num_threads=threads, cache_dtype=dtype)
                     name = f"fastattention, {dtype} cache"
                     runs.setdefault(name, []).append(_time_ours(session, ids[:length], decode_tokens))
                 for name, peer in peers.items():

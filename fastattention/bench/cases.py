@@ -9,7 +9,17 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DTYPES", "Case", "Data", "all_cases", "make_data", "select", "useful_flops", "visible_pairs"]
+__all__ = [
+    "DTYPES",
+    "Case",
+    "Data",
+    "all_cases",
+    "make_data",
+    "select",
+    "useful_flops",
+    "visible_pairs",
+    "window_mask",
+]
 
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -136,22 +146,32 @@ def visible_pairs(case: Case, mask: NDArray | None = None) -> int:
 def useful_flops(case: Case, mask: NDArray | None = None) -> int:
     """Return 2 (D + Dv) for each visible pair: a multiply and an add an element of both products.
 
-    The softmax counts nothing, and neither does work on hidden pairs, so that a kernel which computes hidden scores
-    gains nothing by it.
+    The softmax counts nothing, and neither does work on hidden pairs, so that a kernel which computes hidden
+    scores gains nothing by it.
     """
     return 2 * (case.head_dim + case.head_dim) * visible_pairs(case, mask)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
-    # From the start of a page, as a framework's allocator would give it, so that no library is favoured by chance.
+    # From the start of a page, so that no library is favoured by chance.
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + _PAGE, dtype=np.uint8)
     start = -raw.ctypes.data % _PAGE
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+def window_mask(case: Case) -> NDArray[np.bool_]:
+    """Return the case's window, and causality, as a boolean mask (Sq, Sk) for libraries that have no windows."""
+    if case.window is None:
+        raise ValueError(f"{case.name} has no window")
+    position = np.arange(case.q_len)[:, None] + case.k_len - case.q_len
+    key = np.arange(case.k_len)
+    mask: NDArray[np.bool_] = (key >= position - case.window[0]) & (key <= position + case.window[1])
+    return mask & (key <= position) if case.causal else mask
+
+
 def make_data(case: Case, seed: int = 0) -> Data:
-    """Return standard normal q, k, v and, if the case has one, a random mask: half true, or standard normal."""
+    """Return standard normal q, k, v and, if the case has one, a mask: half true, or standard normal."""
     rng = np.random.default_rng(seed)
     dtype = DTYPES[case.dtype]
 
@@ -240,9 +260,9 @@ def all_cases(threads: int) -> Iterator[Case]:
 
 
 def select(threads: int, level: str = "default", pattern: str | None = None) -> list[Case]:
-    """Return the cases of a level whose name contains every word of `pattern` (separated by spaces or commas).
+    """Return the cases of `level` and those it contains whose name holds every word of `pattern`.
 
-    Given a pattern, a case of any level up to `level` is looked at, so ``--full --filter decode`` finds more.
+    Words are separated by spaces or commas.
     """
     limit = LEVELS.index(level)
     words = (pattern or "").replace(",", " ").split()

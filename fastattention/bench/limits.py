@@ -1,7 +1,7 @@
 """What this machine can do at best, measured by the probes that ship with the kernels.
 
-A shared machine drifts, so limits are probed around every row, and a row is judged by the mean of the two probes next to
-it: one just before its timing, one just after.
+A shared machine drifts, so limits are probed around every row, and a row is judged by the mean of the two
+probes next to it: one just before its timing, one just after.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _READ_REPEATS = 2  # for each of the probe's nine ways to read
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Arithmetic peaks of `threads` threads at once, in 1e9 operations a second; 0 where there is no such instruction.
+    """Arithmetic peaks of several threads at once, in 1e9 operations a second; 0: no such instruction.
 
     Attributes
     ----------
@@ -78,8 +78,8 @@ def probe_arithmetic(threads: int, isa: str, seconds: float = _SECONDS) -> Limit
 def probe_read(buffer: NDArray, threads: int, repeats: int = _READ_REPEATS) -> float:
     """Return the best rate, in GB/s (1e9 bytes), at which `threads` threads read `buffer` from end to end.
 
-    The benchmark passes the very keys and values of the row it judges: whatever part of them the caches hold, they hold
-    for the kernel and for the probe alike.
+    The benchmark passes the very keys and values of the row it judges: whatever part of them the caches hold,
+    they hold for the kernel and for the probe alike.
     """
     flat = buffer.reshape(-1).view(np.uint8)
     address = ffi.cast("void *", flat.ctypes.data)
@@ -89,8 +89,8 @@ def probe_read(buffer: NDArray, threads: int, repeats: int = _READ_REPEATS) -> f
 def arithmetic_limit(limits: Limits, dtype: str) -> tuple[str, float]:
     """Return name and value of the fastest arithmetic that may be used for `dtype`.
 
-    float16 is widened to float32. For bfloat16 it is whichever is faster on this machine, the dot instruction or float32:
-    some processors run the first at half the rate of the second.
+    float16 is widened to float32. For bfloat16 it is whichever is faster on this machine, the dot instruction
+    or float32: some processors run the first at half the rate of the second.
     """
     if dtype == "bfloat16" and limits.isa == "avx512" and limits.bf16_dot_gflops > limits.fma_gflops:
         return "bf16 dot", limits.bf16_dot_gflops

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import DTYPES, Case, Data
+from .cases import DTYPES, Case, Data, window_mask
 from .peers import Peer, UnsupportedError, Variant, import_any
 
 _OPSETS = {"": 23, "com.microsoft": 1}
 
 
 class OnnxRuntime:
-    """A session of one node. Inputs and output are bound to the arrays' own memory, so that nothing is copied.
+    """A session of one node, bound to the arrays' own memory, so that nothing is copied.
 
-    Attention (opset 23) takes every case in float32 and float16. MultiHeadAttention is the fused kernel, for as many
-    KV heads as query heads. GroupQueryAttention is the operator of exported language models: for decode the keys and
-    values lie in its cache, of which the newest key is passed apart, as a model would.
+    Attention (opset 23) takes every case in float32 and float16. MultiHeadAttention is the fused kernel, for
+    as many KV heads as query heads. GroupQueryAttention is the operator of exported language models: for
+    decode the keys and values lie in its cache, of which the newest key is passed apart, as a model would.
     """
 
     name = "ONNX Runtime"
@@ -49,7 +49,7 @@ class OnnxRuntime:
         outputs: dict[str, NDArray],
         result: Callable[[], NDArray],
     ) -> Variant:
-        """Build a session of `node` on case.threads threads, bound to the memory of `inputs` and `outputs`."""
+        """Build a session of `node` on case.threads threads, bound to `inputs` and `outputs`."""
         if case.dtype == "bfloat16":
             raise UnsupportedError("the CPU provider has no attention in bfloat16")
         helper, ort = self.onnx.helper, self.ort
@@ -86,12 +86,7 @@ class OnnxRuntime:
 
     def _visible(self, case: Case, data: Data) -> NDArray | None:
         """Return the mask an operator without a window must be given; None for none."""
-        if not case.window:
-            return data.mask
-        i, j = np.ogrid[: case.q_len, : case.k_len]
-        distance = j - (i + case.k_len - case.q_len)
-        visible: NDArray = (distance >= -case.window[0]) & (distance <= case.window[1])
-        return visible[None, None]
+        return window_mask(case)[None, None] if case.window else data.mask
 
     def _attention(self, case: Case, data: Data) -> Variant:
         """ONNX's own operator: (B, H, S, D) in and out."""
@@ -124,7 +119,12 @@ class OnnxRuntime:
             names += ["", "", "bias"]
         causal = int(case.causal and not case.window and case.q_len > 1)
         node = self.onnx.helper.make_node(
-            "MultiHeadAttention", names, ["out"], domain="com.microsoft", num_heads=case.q_heads, unidirectional=causal
+            "MultiHeadAttention",
+            names,
+            ["out"],
+            domain="com.microsoft",
+            num_heads=case.q_heads,
+            unidirectional=causal,
         )
         out = np.empty((1, case.q_len, case.q_heads * case.head_dim), dtype=np.float32)
         return self._bind(case, label, node, inputs, {"out": out}, lambda: _unpack(out, case))
@@ -134,8 +134,8 @@ class OnnxRuntime:
         if data.mask is not None or not (case.causal or case.q_len == 1):
             raise UnsupportedError("GroupQueryAttention is causal and has no mask")
         new = case.q_len
-        # Prefill starts from an empty cache and fills it; decode adds one key to it. Past and present are one buffer,
-        # and what is written there is what stood there before.
+        # Prefill starts from an empty cache and fills it; decode adds one key to it. Past and present are one
+        # buffer, and what is written there is what stood there before.
         cache_k, cache_v = data.k, data.v
         inputs = {
             "q": _pack(data.q),

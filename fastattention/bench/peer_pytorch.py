@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import DTYPES, Case, Data
+from .cases import DTYPES, Case, Data, window_mask
 from .peers import Peer, Variant, import_any
 
 
 class PyTorch:
-    """Tensors share the memory of the arrays. A window is passed as a boolean mask: the function has no such option."""
+    """Tensors share the memory of the arrays. A window is passed as a boolean mask: there is no such option."""
 
     name = "PyTorch"
 
@@ -22,7 +22,7 @@ class PyTorch:
         self.version = str(self.torch.__version__)
 
     def _tensor(self, array: NDArray, dtype: str) -> Any:
-        if dtype == "bfloat16":  # NumPy's bfloat16 is an extension that torch does not know; the bits are the same
+        if dtype == "bfloat16":  # NumPy's bfloat16 is an extension that torch does not know; its bits it does
             return self.torch.from_numpy(array.view(np.uint16)).view(self.torch.bfloat16)
         return self.torch.from_numpy(array)
 
@@ -36,10 +36,7 @@ class PyTorch:
             options: dict[str, Any] = {}
             label = "scaled_dot_product_attention"
             if case.window:
-                i, j = np.ogrid[: case.q_len, : case.k_len]
-                distance = j - (i + case.k_len - case.q_len)
-                visible = (distance >= -case.window[0]) & (distance <= case.window[1])
-                options["attn_mask"] = torch.from_numpy(visible)
+                options["attn_mask"] = torch.from_numpy(window_mask(case))
                 label += ", window as a boolean mask"
             elif data.mask is not None:
                 mask = data.mask if data.mask.dtype == np.bool_ else data.mask.astype(DTYPES[case.dtype])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -96,26 +97,28 @@ class Case:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values together, each counted once however many query heads read it."""
-        return 2 * self.kv_heads * self.k_len * self.head_dim * DTYPES[self.dtype].itemsize
+        return 2 * self.kv_heads * self.k_len * self.head_dim * int(DTYPES[self.dtype].itemsize)
 
     @property
     def moved_bytes(self) -> int:
         """Bytes that any kernel must move at least: queries, keys, values in, output out."""
-        return self.kv_bytes + 2 * self.q_heads * self.q_len * self.head_dim * DTYPES[self.dtype].itemsize
+        return self.kv_bytes + 2 * self.q_heads * self.q_len * self.head_dim * int(
+            DTYPES[self.dtype].itemsize
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
     """The arrays of a case: q (1, Hq, Sq, D); k, v (1, Hkv, Sk, D), the halves of the one buffer `kv`."""
 
-    q: NDArray
-    k: NDArray
-    v: NDArray
-    kv: NDArray
-    mask: NDArray | None
+    q: NDArray[Any]
+    k: NDArray[Any]
+    v: NDArray[Any]
+    kv: NDArray[Any]
+    mask: NDArray[Any] | None
 
 
-def visible_pairs(case: Case, mask: NDArray | None = None) -> int:
+def visible_pairs(case: Case, mask: NDArray[Any] | None = None) -> int:
     """Count the (query, key) pairs of all query heads that visibility and a boolean mask allow.
 
     Parameters
@@ -143,7 +146,7 @@ def visible_pairs(case: Case, mask: NDArray | None = None) -> int:
     return int(allowed.sum()) * (case.q_heads // allowed.shape[1])
 
 
-def useful_flops(case: Case, mask: NDArray | None = None) -> int:
+def useful_flops(case: Case, mask: NDArray[Any] | None = None) -> int:
     """Return 2 (D + Dv) for each visible pair: a multiply and an add an element of both products.
 
     The softmax counts nothing, and neither does work on hidden pairs, so that a kernel which computes hidden
@@ -152,7 +155,7 @@ def useful_flops(case: Case, mask: NDArray | None = None) -> int:
     return 2 * (case.head_dim + case.head_dim) * visible_pairs(case, mask)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray[Any]:
     # From the start of a page, so that no library is favoured by chance.
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + _PAGE, dtype=np.uint8)
@@ -161,7 +164,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
 
 
 def window_mask(case: Case) -> NDArray[np.bool_]:
-    """Return the case's window, and causality, as a boolean mask (Sq, Sk) for libraries that have no windows."""
+    """Return the case's window and causality as a boolean mask (Sq, Sk), for libraries without windows."""
     if case.window is None:
         raise ValueError(f"{case.name} has no window")
     position = np.arange(case.q_len)[:, None] + case.k_len - case.q_len
@@ -175,7 +178,7 @@ def make_data(case: Case, seed: int = 0) -> Data:
     rng = np.random.default_rng(seed)
     dtype = DTYPES[case.dtype]
 
-    def fill(array: NDArray) -> None:
+    def fill(array: NDArray[Any]) -> None:
         for part in array:  # one head at a time keeps the float32 draft of a large cache small
             part[...] = rng.standard_normal(part.shape, dtype=np.float32)
 
@@ -183,7 +186,7 @@ def make_data(case: Case, seed: int = 0) -> Data:
     kv = _aligned((2, 1, case.kv_heads, case.k_len, case.head_dim), dtype)
     for array in (q[0], kv[0, 0], kv[1, 0]):
         fill(array)
-    mask: NDArray | None = None
+    mask: NDArray[Any] | None = None
     if case.mask == "bool":
         mask = rng.random((1, 1, case.q_len, case.k_len)) < 0.5
     elif case.mask:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ def probe_arithmetic(threads: int, isa: str, seconds: float = _SECONDS) -> Limit
         )
 
 
-def probe_read(buffer: NDArray, threads: int, repeats: int = _READ_REPEATS) -> float:
+def probe_read(buffer: NDArray[Any], threads: int, repeats: int = _READ_REPEATS) -> float:
     """Return the best rate, in GB/s (1e9 bytes), at which `threads` threads read `buffer` from end to end.
 
     The benchmark passes the very keys and values of the row it judges: whatever part of them the caches hold,
@@ -97,7 +98,7 @@ def arithmetic_limit(limits: Limits, dtype: str) -> tuple[str, float]:
     return f"{limits.isa} FMA" if limits.isa != "baseline" else "baseline mul+add", limits.fma_gflops
 
 
-def probe(case: Case, kv: NDArray, isa: str) -> tuple[str, float, Limits | None]:
+def probe(case: Case, kv: NDArray[Any], isa: str) -> tuple[str, float, Limits | None]:
     """Probe what limits `case`: (name, GFLOP/s or GB/s, all arithmetic probes where they were run)."""
     if case.kind == "decode":
         return "read", probe_read(kv, case.threads), None

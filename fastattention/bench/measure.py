@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,8 +85,8 @@ def expected_rows(case: Case, data: Data, seed: int = 1) -> Expected:
     return Expected(np.array(heads), np.array(queries), np.array(rows))
 
 
-def error(expected: Expected, out: NDArray) -> float:
-    """Return the largest error of the sampled rows of `out` (1, Hq, Sq, Dv), relative to a row's largest entry.
+def error(expected: Expected, out: NDArray[Any]) -> float:
+    """Return the largest error of the sampled rows of `out` (1, Hq, Sq, Dv), relative to each row's maximum.
 
     A wrong shape is an infinite error; a NaN anywhere in the sample gives NaN, which is below no tolerance.
     """
@@ -144,7 +146,7 @@ def _is_stable(times: list[float]) -> bool:
         return False
     median = statistics.median(times)
     deviation = statistics.median(abs(t - median) for t in times)
-    return 1.4826 * 1.2533 * deviation / len(times) ** 0.5 < 0.005 * median
+    return 1.4826 * 1.2533 * deviation / math.sqrt(len(times)) < 0.005 * median
 
 
 @contextmanager

@@ -45,23 +45,22 @@ class OnnxRuntime:
         case: Case,
         label: str,
         node: Any,
-        inputs: dict[str, NDArray],
-        outputs: dict[str, NDArray],
-        result: Callable[[], NDArray],
+        inputs: dict[str, NDArray[Any]],
+        outputs: dict[str, NDArray[Any]],
+        result: Callable[[], NDArray[Any]],
     ) -> Variant:
         """Build a session of `node` on case.threads threads, bound to `inputs` and `outputs`."""
         if case.dtype == "bfloat16":
             raise UnsupportedError("the CPU provider has no attention in bfloat16")
         helper, ort = self.onnx.helper, self.ort
-        value = lambda name, array: helper.make_tensor_value_info(  # noqa: E731
-            name, self._element(array.dtype), list(array.shape)
-        )
-        graph = helper.make_graph(
-            [node],
-            "attention",
-            [value(name, array) for name, array in inputs.items()],
-            [value(name, array) for name, array in outputs.items()],
-        )
+
+        def described(arrays: dict[str, NDArray[Any]]) -> list[Any]:
+            return [
+                helper.make_tensor_value_info(name, self._element(array.dtype), list(array.shape))
+                for name, array in arrays.items()
+            ]
+
+        graph = helper.make_graph([node], "attention", described(inputs), described(outputs))
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()],
@@ -84,7 +83,7 @@ class OnnxRuntime:
 
         return Variant(label, call, result)
 
-    def _visible(self, case: Case, data: Data) -> NDArray | None:
+    def _visible(self, case: Case, data: Data) -> NDArray[Any] | None:
         """Return the mask an operator without a window must be given; None for none."""
         return window_mask(case)[None, None] if case.window else data.mask
 
@@ -161,13 +160,13 @@ class OnnxRuntime:
         return self._bind(case, "GroupQueryAttention", node, inputs, outputs, lambda: _unpack(out, case))
 
 
-def _pack(array: NDArray) -> NDArray:
+def _pack(array: NDArray[Any]) -> NDArray[Any]:
     """(1, H, S, D) -> (1, S, H * D), contiguous: the layout in which a projection leaves it."""
     _, heads, length, dim = array.shape
     return np.ascontiguousarray(array.transpose(0, 2, 1, 3)).reshape(1, length, heads * dim)
 
 
-def _unpack(out: NDArray, case: Case) -> NDArray:
+def _unpack(out: NDArray[Any], case: Case) -> NDArray[Any]:
     return out.reshape(1, case.q_len, case.q_heads, case.head_dim).transpose(0, 2, 1, 3)
 
 

@@ -50,7 +50,7 @@ class OpenVINO:
     def _operator(self, case: Case, data: Data) -> Variant:
         ov, opset = self.ov, self.opset
         element = getattr(ov.Type, _PRECISION[case.dtype])
-        arrays: list[NDArray] = [data.q, data.k, data.v]
+        arrays: list[NDArray[Any]] = [data.q, data.k, data.v]
         inputs = [opset.parameter(list(array.shape), element) for array in arrays]
         operands = [inputs[0], *(self._grouped(node, case) for node in inputs[1:])]
         label = "ScaledDotProductAttention"
@@ -81,9 +81,13 @@ class OpenVINO:
         for index, (node, array) in enumerate(zip(inputs, arrays, strict=True)):
             request.set_input_tensor(index, self._tensor(array, node.get_element_type()))
         request.set_output_tensor(0, self._tensor(out, element))
-        return Variant(label, request.infer, lambda: out)
 
-    def _tensor(self, array: NDArray, element: Any) -> Any:
+        def call(keep_alive: object = arrays) -> None:  # a tensor over shared memory does not hold the array
+            request.infer()
+
+        return Variant(label, call, lambda: out)
+
+    def _tensor(self, array: NDArray[Any], element: Any) -> Any:
         if element == self.ov.Type.bf16:
             return self.ov.Tensor(array.view(np.uint16), list(array.shape), element)
         return self.ov.Tensor(array, shared_memory=True)

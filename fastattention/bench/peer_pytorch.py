@@ -13,7 +13,7 @@ from .peers import Peer, Variant, import_any
 
 
 class PyTorch:
-    """Tensors share the memory of the arrays. A window is passed as a boolean mask: there is no such option."""
+    """Tensors share the memory of the arrays. A window is passed as a boolean mask, for want of an option."""
 
     name = "PyTorch"
 
@@ -21,7 +21,7 @@ class PyTorch:
         self.torch = import_any("torch")
         self.version = str(self.torch.__version__)
 
-    def _tensor(self, array: NDArray, dtype: str) -> Any:
+    def _tensor(self, array: NDArray[Any], dtype: str) -> Any:
         if dtype == "bfloat16":  # NumPy's bfloat16 is an extension that torch does not know; its bits it does
             return self.torch.from_numpy(array.view(np.uint16)).view(self.torch.bfloat16)
         return self.torch.from_numpy(array)
@@ -51,8 +51,8 @@ class PyTorch:
                 with torch.inference_mode():
                     last[0] = torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
 
-            def result() -> NDArray:
-                array: NDArray = last[0].float().numpy()
+            def result() -> NDArray[Any]:
+                array: NDArray[Any] = last[0].float().numpy()
                 return array
 
             return Variant(label, call, result)

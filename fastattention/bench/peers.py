@@ -43,7 +43,7 @@ class Variant:
 
     label: str
     call: Callable[[], object]
-    result: Callable[[], NDArray]
+    result: Callable[[], NDArray[Any]]
 
 
 class Peer(Protocol):

@@ -152,7 +152,7 @@ def bars(run: Run) -> Figure:
         )
     marks = [(place, row.target) for place, row in enumerate(run.rows) if row.target is not None]
     for index, (place, goal) in enumerate(marks):
-        label = None if index else "target"
+        label = "_" if index else "target"  # the legend leaves out what begins so
         axes.vlines(goal, place - 0.45, place - 0.35 + height, color="#D55E00", linewidth=2.5, label=label)
     axes.set_yticks(range(len(run.rows)), [row.case.name for row in run.rows], fontsize=7)
     axes.invert_yaxis()

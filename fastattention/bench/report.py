@@ -158,6 +158,7 @@ def _print_summary(run: Run, console: Console) -> None:
     if moved:
         say(
             f"The limits moved by more than {100 * _DRIFT:.0f} % during the run "
-            f"({', '.join(dict.fromkeys(moved))}): something else used the machine, and so every figure above is less certain.",
+            f"({', '.join(dict.fromkeys(moved))}): something else used the machine, and every figure above is "
+            "less certain.",
             "yellow",
         )

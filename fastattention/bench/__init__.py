@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--quick", action="store_true", help="a few rows, short timings: half a minute")
     size.add_argument("--full", action="store_true", help="more and longer rows")
     parser.add_argument(
-        "--filter", metavar="WORDS", help='only rows whose name holds every word, such as "decode float32"'
+        "--filter", metavar="WORDS", help='only rows with a part for every word, such as "decode float32"'
     )
     parser.add_argument("--list", action="store_true", help="list the names of the rows, and stop")
     parser.add_argument(

@@ -73,9 +73,9 @@ class Case:
 
     @property
     def visibility(self) -> str:
-        """What a query sees, in one word: "full", "causal", "window" or "bool mask", "float32 mask"."""
+        """What a query sees, in one word: "full", "causal", "window", "bool-mask" or "float-mask"."""
         if self.mask:
-            return f"{self.mask} mask"
+            return "bool-mask" if self.mask == "bool" else "float-mask"
         if self.window:
             return "window"
         return "causal" if self.causal else "full"
@@ -88,7 +88,7 @@ class Case:
     @property
     def name(self) -> str:
         """What `--filter` matches, such as ``prefill/float32/causal/H8/D128/S4096/1t``."""
-        visibility = self.visibility.replace(" ", "-")
+        visibility = self.visibility
         if self.window:
             visibility += str(self.window[0] + 1 + self.window[1])
         shape = f"H{self.heads.replace('/', ':')}/D{self.head_dim}/S{self.k_len}"
@@ -263,14 +263,15 @@ def all_cases(threads: int) -> Iterator[Case]:
 
 
 def select(threads: int, level: str = "default", pattern: str | None = None) -> list[Case]:
-    """Return the cases of `level` and those it contains whose name holds every word of `pattern`.
+    """Return the cases of `level` and of those it contains whose name has a part for each word of `pattern`.
 
-    Words are separated by spaces or commas.
+    Parts of a name are separated by slashes, words by spaces or commas; a part begins with its word:
+    ``"decode float16"``, ``"causal D128"``.
     """
     limit = LEVELS.index(level)
     words = (pattern or "").replace(",", " ").split()
     return [
         case
         for case in all_cases(threads)
-        if LEVELS.index(case.level) <= limit and all(word in case.name for word in words)
+        if LEVELS.index(case.level) <= limit and all(f"/{word}" in f"/{case.name}" for word in words)
     ]

@@ -59,6 +59,8 @@ def probe_arithmetic(threads: int, isa: str, seconds: float = _SECONDS) -> Limit
     seconds : float
         Time for each of the three probes.
     """
+    if isa not in ISAS:
+        raise ValueError(f"isa: expected one of {', '.join(ISAS)}, got {isa!r}")
     code = ISAS.index(isa)
     with ThreadPoolExecutor(threads) as pool:
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +16,7 @@ __all__ = ["print_report"]
 _DRIFT = 0.10
 
 #: Columns from which our figures and the peers' fit side by side.
-_WIDE = 124
+_WIDE = 120
 
 
 def print_report(run: Run, console: Console) -> None:
@@ -34,8 +33,10 @@ def print_report(run: Run, console: Console) -> None:
         if not rows:
             continue
         console.print(_table(title, rows, peers if wide else [], notes, ours=True))
+        console.print()
         if peers and not wide:
             console.print(_table(f"{title}, other libraries", rows, peers, notes, ours=False))
+            console.print()
     for number, note in enumerate(notes, 1):
         console.print(f"[{number}] {note}", markup=False, highlight=False, soft_wrap=True)
     _print_summary(run, console)
@@ -56,10 +57,10 @@ def _print_heading(run: Run, console: Console) -> None:
 
 
 def _table(title: str, rows: list[Row], peers: list[str], notes: list[str], *, ours: bool) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("case", no_wrap=True)
     if ours:
-        for heading in ("ms", "p10-p90", rows[0].unit, "of limit", "target"):
+        for heading in ("ms", "spread", rows[0].unit, "of limit", "target"):
             table.add_column(heading, justify="right", no_wrap=True)
     for name in peers:
         table.add_column(name, justify="right", no_wrap=True)
@@ -81,10 +82,10 @@ def _our_cells(row: Row) -> list[str | Text]:
     goal = Text("")
     if row.target is not None:
         verdict, style = ("missed", "red") if row.missed else ("met", "green")
-        goal = Text(f"{row.target:.0f} % {verdict}", style=style)
+        goal = Text(f"{row.target:.0f} {verdict}", style=style)
     return [
         _milliseconds(row.ours.median),
-        f"{_milliseconds(low)}-{_milliseconds(high)}",
+        f"±{50 * (high - low) / row.ours.median:.0f} %",
         f"{row.rate():.1f}",
         Text(f"{row.percent:.0f} %", style="bold red" if row.missed else "bold"),
         goal,
@@ -145,7 +146,8 @@ def _print_summary(run: Run, console: Console) -> None:
         "GFLOP/s and GB/s count useful work: visible pairs, each byte of keys and values once. Of limit: in "
         "percent of what the probes reach on the same cores, by arithmetic (prefill) or by reading the same "
         "keys and values (decode), in the mean of the probe just before and the one just after. A library's "
-        "2.00x: it takes twice our time, by medians, in the fastest of its ways to do the case."
+        "2.00x: it takes twice our time, by medians, in the fastest of its ways to do the case. Spread: half the way "
+        "from the 10th to the 90th percentile."
     )
     moved = []
     for name, (low, median, high) in drift(run).items():
@@ -158,7 +160,7 @@ def _print_summary(run: Run, console: Console) -> None:
     if moved:
         say(
             f"The limits moved by more than {100 * _DRIFT:.0f} % during the run "
-            f"({', '.join(dict.fromkeys(moved))}): something else used the machine, and every figure above is "
-            "less certain.",
+            f"({', '.join(dict.fromkeys(moved))}): something else used the machine, and every figure above "
+            "is less certain.",
             "yellow",
         )

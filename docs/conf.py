@@ -33,6 +33,8 @@ def pin_kernel(folder: Path) -> None:
 
 
 pin_kernel(BUILD / "jupyter")
+# ``python -m sphinx`` puts the checkout on the path, where fastattention/ lies without its kernels: take the installed one.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE.parent]
 
 project = "FastAttention"
 author = "The FastAttention authors"

@@ -21,7 +21,8 @@ def pin_kernel(folder: Path) -> None:
     spec = folder / "kernels" / "fastattention-book"
     spec.mkdir(parents=True, exist_ok=True)
     kernel = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        # Its remark on unencrypted sockets, which never leave this machine, is no warning about the book.
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
         "display_name": "The FastAttention book",
         "language": "python",
     }
@@ -53,7 +54,7 @@ extensions = [
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 templates_path = ["_templates"]
 language = "en"
-source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}  # the first is what autosummary writes
 default_role = None
 
 # -- Pages that run ---------------------------------------------------------------------------------------------------

@@ -76,9 +76,7 @@ mathjax3_config = {
     # Extensions are not vendored: an unknown macro shows in red instead of asking for a file that is not there.
     "tex": {"packages": {"[-]": ["autoload", "require"]}},
     "svg": {"fontCache": "global"},
-    "options": {"enableMenu": False, "ignoreHtmlClass": "tex2jax_ignore|mathjax_ignore|document"},
 }
-mathjax3_config["options"]["processHtmlClass"] = "tex2jax_process|mathjax_process|math|output_area"
 
 # -- API --------------------------------------------------------------------------------------------------------------
 autosummary_generate = True

@@ -28,7 +28,11 @@ def pin_kernel(folder: Path) -> None:
     }
     (spec / "kernel.json").write_text(json.dumps(kernel, indent=1), encoding="utf-8")
     os.environ["JUPYTER_PATH"] = str(folder)
-    # A reader's own IPython start-up files must not change what the book shows.
+    # A reader's own IPython start-up files must not change what the book shows. Ours makes a cell's text arrive in one
+    # piece: MyST-NB breaks the line where two pieces meet.
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    (startup / "book.py").write_text("import sys\n\nsys.stdout.flush_interval = 60\n", encoding="utf-8")
     os.environ["IPYTHONDIR"] = str(folder / "ipython")
     os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
 

@@ -44,8 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "bench",
         help="time the kernels against this machine's limits and other libraries",
-        description="Time the kernels against this machine's measured limits and, where installed, other libraries. "
-        "Outputs are checked before anything is timed. One-thread rows run on one core, for every library.",
+        description="Time the kernels against this machine's measured limits and, where installed, other "
+        "libraries. Outputs are checked before anything is timed. One-thread rows run on one core, for every "
+        "library.",
     )
     bench.add_arguments(command)
     command.set_defaults(main=bench.main)

@@ -1,11 +1,11 @@
-"""``fastattention bench``: how fast the kernels are here, against what the machine can do and against other libraries.
+"""``fastattention bench``: how fast the kernels are, against this machine's limits and other libraries.
 
-One run holds everything its figures rest on. The machine's limits are measured by probes around every row. Outputs are
-checked against the reference before anything is timed. Other libraries, where installed, get the same arrays and the same
-cores, and are checked likewise.
+One run holds everything its figures rest on. The machine's limits are measured by probes around every row.
+Outputs are checked against the reference before anything is timed. Other libraries, where installed, get the
+same arrays and the same cores, and are checked likewise.
 
-`cases` says what is measured and how useful work is counted, `limits` what a row is judged by, `measure` how a time is
-taken, `peers` how other libraries join, `targets` what the kernels are meant to reach.
+`cases` says what is measured and how useful work is counted, `limits` what a row is judged by, `measure` how
+a time is taken, `peers` how other libraries join, `targets` what the kernels are meant to reach.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=_positive,
         metavar="N",
-        help="threads of the rows that use several (default: all cores this process may use; 1: only one-thread rows)",
+        help="threads of the rows that use several (default: all cores; 1: only one-thread rows)",
     )
     parser.add_argument("--isa", metavar="NAME", help="force an instruction set: baseline, avx2, avx512")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few rows, short timings: half a minute")
     size.add_argument("--full", action="store_true", help="more and longer rows")
     parser.add_argument(
-        "--filter", metavar="WORDS", help='only rows whose name holds every word, such as "decode float32"'
+        "--filter", metavar="WORDS", help='only rows with a part for every word, such as "decode float32"'
     )
     parser.add_argument("--list", action="store_true", help="list the names of the rows, and stop")
     parser.add_argument(
@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"other libraries to time where installed: {','.join(PEER_NAMES)} (default: all), or none",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="PATH", help="where to write the results (default: results/bench-<cpu>-<date>.json)"
+        "--json",
+        type=Path,
+        metavar="PATH",
+        help="where to write the results (default: results/bench-<cpu>-<date>.json)",
     )
     parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
 

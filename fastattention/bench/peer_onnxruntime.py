@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import DTYPES, Case, Data
+from .cases import DTYPES, Case, Data, window_mask
 from .peers import Peer, UnsupportedError, Variant, import_any
 
 _OPSETS = {"": 23, "com.microsoft": 1}
 
 
 class OnnxRuntime:
-    """A session of one node. Inputs and output are bound to the arrays' own memory, so that nothing is copied.
+    """A session of one node, bound to the arrays' own memory, so that nothing is copied.
 
-    Attention (opset 23) takes every case in float32 and float16. MultiHeadAttention is the fused kernel, for as many
-    KV heads as query heads. GroupQueryAttention is the operator of exported language models: for decode the keys and
-    values lie in its cache, of which the newest key is passed apart, as a model would.
+    Attention (opset 23) takes every case in float32 and float16. MultiHeadAttention is the fused kernel, for
+    as many KV heads as query heads. GroupQueryAttention is the operator of exported language models: for
+    decode the keys and values lie in its cache, of which the newest key is passed apart, as a model would.
     """
 
     name = "ONNX Runtime"
@@ -45,23 +45,22 @@ class OnnxRuntime:
         case: Case,
         label: str,
         node: Any,
-        inputs: dict[str, NDArray],
-        outputs: dict[str, NDArray],
-        result: Callable[[], NDArray],
+        inputs: dict[str, NDArray[Any]],
+        outputs: dict[str, NDArray[Any]],
+        result: Callable[[], NDArray[Any]],
     ) -> Variant:
-        """Build a session of `node` on case.threads threads, bound to the memory of `inputs` and `outputs`."""
+        """Build a session of `node` on case.threads threads, bound to `inputs` and `outputs`."""
         if case.dtype == "bfloat16":
             raise UnsupportedError("the CPU provider has no attention in bfloat16")
         helper, ort = self.onnx.helper, self.ort
-        value = lambda name, array: helper.make_tensor_value_info(  # noqa: E731
-            name, self._element(array.dtype), list(array.shape)
-        )
-        graph = helper.make_graph(
-            [node],
-            "attention",
-            [value(name, array) for name, array in inputs.items()],
-            [value(name, array) for name, array in outputs.items()],
-        )
+
+        def described(arrays: dict[str, NDArray[Any]]) -> list[Any]:
+            return [
+                helper.make_tensor_value_info(name, self._element(array.dtype), list(array.shape))
+                for name, array in arrays.items()
+            ]
+
+        graph = helper.make_graph([node], "attention", described(inputs), described(outputs))
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid(domain, version) for domain, version in _OPSETS.items()],
@@ -84,14 +83,9 @@ class OnnxRuntime:
 
         return Variant(label, call, result)
 
-    def _visible(self, case: Case, data: Data) -> NDArray | None:
+    def _visible(self, case: Case, data: Data) -> NDArray[Any] | None:
         """Return the mask an operator without a window must be given; None for none."""
-        if not case.window:
-            return data.mask
-        i, j = np.ogrid[: case.q_len, : case.k_len]
-        distance = j - (i + case.k_len - case.q_len)
-        visible: NDArray = (distance >= -case.window[0]) & (distance <= case.window[1])
-        return visible[None, None]
+        return window_mask(case)[None, None] if case.window else data.mask
 
     def _attention(self, case: Case, data: Data) -> Variant:
         """ONNX's own operator: (B, H, S, D) in and out."""
@@ -124,7 +118,12 @@ class OnnxRuntime:
             names += ["", "", "bias"]
         causal = int(case.causal and not case.window and case.q_len > 1)
         node = self.onnx.helper.make_node(
-            "MultiHeadAttention", names, ["out"], domain="com.microsoft", num_heads=case.q_heads, unidirectional=causal
+            "MultiHeadAttention",
+            names,
+            ["out"],
+            domain="com.microsoft",
+            num_heads=case.q_heads,
+            unidirectional=causal,
         )
         out = np.empty((1, case.q_len, case.q_heads * case.head_dim), dtype=np.float32)
         return self._bind(case, label, node, inputs, {"out": out}, lambda: _unpack(out, case))
@@ -134,8 +133,8 @@ class OnnxRuntime:
         if data.mask is not None or not (case.causal or case.q_len == 1):
             raise UnsupportedError("GroupQueryAttention is causal and has no mask")
         new = case.q_len
-        # Prefill starts from an empty cache and fills it; decode adds one key to it. Past and present are one buffer,
-        # and what is written there is what stood there before.
+        # Prefill starts from an empty cache and fills it; decode adds one key to it. Past and present are one
+        # buffer, and what is written there is what stood there before.
         cache_k, cache_v = data.k, data.v
         inputs = {
             "q": _pack(data.q),
@@ -161,13 +160,13 @@ class OnnxRuntime:
         return self._bind(case, "GroupQueryAttention", node, inputs, outputs, lambda: _unpack(out, case))
 
 
-def _pack(array: NDArray) -> NDArray:
+def _pack(array: NDArray[Any]) -> NDArray[Any]:
     """(1, H, S, D) -> (1, S, H * D), contiguous: the layout in which a projection leaves it."""
     _, heads, length, dim = array.shape
     return np.ascontiguousarray(array.transpose(0, 2, 1, 3)).reshape(1, length, heads * dim)
 
 
-def _unpack(out: NDArray, case: Case) -> NDArray:
+def _unpack(out: NDArray[Any], case: Case) -> NDArray[Any]:
     return out.reshape(1, case.q_len, case.q_heads, case.head_dim).transpose(0, 2, 1, 3)
 
 

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import DTYPES, Case, Data
+from .cases import DTYPES, Case, Data, window_mask
 from .peers import Peer, Variant, import_any
+
+#: OpenVINO's names of the data types.
+_PRECISION = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 class OpenVINO:
     """A model of one operator. Inputs and output are tensors over the arrays' own memory.
 
-    The plugin would compute float32 models in bfloat16 on some processors; its precision is set to the case's own type.
-    A window is passed as a boolean mask; keys and values of grouped heads are broadcast inside the model, the form that
-    the plugin recognises.
+    The plugin would compute float32 models in bfloat16 on some processors; its precision is set to the case's
+    own type. A window is passed as a boolean mask; keys and values of grouped heads are broadcast inside the
+    model, the form that the plugin recognises.
     """
 
     name = "OpenVINO"
@@ -46,16 +49,14 @@ class OpenVINO:
 
     def _operator(self, case: Case, data: Data) -> Variant:
         ov, opset = self.ov, self.opset
-        element = {"float32": ov.Type.f32, "float16": ov.Type.f16, "bfloat16": ov.Type.bf16}[case.dtype]
-        arrays: list[NDArray] = [data.q, data.k, data.v]
+        element = getattr(ov.Type, _PRECISION[case.dtype])
+        arrays: list[NDArray[Any]] = [data.q, data.k, data.v]
         inputs = [opset.parameter(list(array.shape), element) for array in arrays]
         operands = [inputs[0], *(self._grouped(node, case) for node in inputs[1:])]
         label = "ScaledDotProductAttention"
         mask = data.mask
         if case.window:
-            i, j = np.ogrid[: case.q_len, : case.k_len]
-            distance = j - (i + case.k_len - case.q_len)
-            mask = ((distance >= -case.window[0]) & (distance <= case.window[1]))[None, None]
+            mask = window_mask(case)[None, None]
             label += ", window as a boolean mask"
         if mask is not None:
             boolean = mask.dtype == np.bool_
@@ -69,7 +70,7 @@ class OpenVINO:
             model,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[case.dtype],
+                "INFERENCE_PRECISION_HINT": _PRECISION[case.dtype],
                 "INFERENCE_NUM_THREADS": str(case.threads),
                 "NUM_STREAMS": "1",
                 "ENABLE_CPU_PINNING": "NO",  # the benchmark has chosen the cores
@@ -80,9 +81,13 @@ class OpenVINO:
         for index, (node, array) in enumerate(zip(inputs, arrays, strict=True)):
             request.set_input_tensor(index, self._tensor(array, node.get_element_type()))
         request.set_output_tensor(0, self._tensor(out, element))
-        return Variant(label, request.infer, lambda: out)
 
-    def _tensor(self, array: NDArray, element: Any) -> Any:
+        def call(keep_alive: object = arrays) -> None:  # a tensor over shared memory does not hold the array
+            request.infer()
+
+        return Variant(label, call, lambda: out)
+
+    def _tensor(self, array: NDArray[Any], element: Any) -> Any:
         if element == self.ov.Type.bf16:
             return self.ov.Tensor(array.view(np.uint16), list(array.shape), element)
         return self.ov.Tensor(array, shared_memory=True)

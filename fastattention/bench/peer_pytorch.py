@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import DTYPES, Case, Data
+from .cases import DTYPES, Case, Data, window_mask
 from .peers import Peer, Variant, import_any
 
 
 class PyTorch:
-    """Tensors share the memory of the arrays. A window is passed as a boolean mask: the function has no such option."""
+    """Tensors share the memory of the arrays. A window is passed as a boolean mask, for want of an option."""
 
     name = "PyTorch"
 
@@ -21,8 +21,8 @@ class PyTorch:
         self.torch = import_any("torch")
         self.version = str(self.torch.__version__)
 
-    def _tensor(self, array: NDArray, dtype: str) -> Any:
-        if dtype == "bfloat16":  # NumPy's bfloat16 is an extension that torch does not know; the bits are the same
+    def _tensor(self, array: NDArray[Any], dtype: str) -> Any:
+        if dtype == "bfloat16":  # NumPy's bfloat16 is an extension that torch does not know; its bits it does
             return self.torch.from_numpy(array.view(np.uint16)).view(self.torch.bfloat16)
         return self.torch.from_numpy(array)
 
@@ -36,10 +36,7 @@ class PyTorch:
             options: dict[str, Any] = {}
             label = "scaled_dot_product_attention"
             if case.window:
-                i, j = np.ogrid[: case.q_len, : case.k_len]
-                distance = j - (i + case.k_len - case.q_len)
-                visible = (distance >= -case.window[0]) & (distance <= case.window[1])
-                options["attn_mask"] = torch.from_numpy(visible)
+                options["attn_mask"] = torch.from_numpy(window_mask(case))
                 label += ", window as a boolean mask"
             elif data.mask is not None:
                 mask = data.mask if data.mask.dtype == np.bool_ else data.mask.astype(DTYPES[case.dtype])
@@ -54,8 +51,8 @@ class PyTorch:
                 with torch.inference_mode():
                     last[0] = torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
 
-            def result() -> NDArray:
-                array: NDArray = last[0].float().numpy()
+            def result() -> NDArray[Any]:
+                array: NDArray[Any] = last[0].float().numpy()
                 return array
 
             return Variant(label, call, result)

@@ -1,7 +1,7 @@
-"""Other libraries on the same cases: same arrays, same threads, checked against the reference before they are timed.
+"""Other libraries on the same cases: same arrays, same cores, checked by the reference before they are timed.
 
-A peer offers every way its library has of doing a case. Each is checked, each right one is tried, and the fastest is the
-one that is timed: the comparison is with the best the library can do.
+A peer offers every way its library has of doing a case. Each is checked, each right one is tried, and the
+fastest is the one that is timed: the comparison is with the best the library can do.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Variant:
 
     label: str
     call: Callable[[], object]
-    result: Callable[[], NDArray]
+    result: Callable[[], NDArray[Any]]
 
 
 class Peer(Protocol):
@@ -122,7 +122,8 @@ def measure(peer: Peer, case: Case, data: Data, expected: Expected, budget: floa
     if best is None:
         return PeerResult("failed" if wrong else "unsupported", "; ".join(reasons))
     _, deviation, variant = best
-    return PeerResult("ok", variant.label, Timing(time_call(variant.call, budget=budget, minimum=3), deviation))
+    times = time_call(variant.call, budget=budget, minimum=3)
+    return PeerResult("ok", variant.label, Timing(times, deviation))
 
 
 def _one_line(problem: Exception) -> str:
@@ -132,5 +133,5 @@ def _one_line(problem: Exception) -> str:
 
 
 def import_any(name: str) -> Any:
-    """Import a library that is not a dependency, untyped: the checks of this package do not depend on its presence."""
+    """Import a library that is no dependency, untyped: type checks must not depend on its presence."""
     return importlib.import_module(name)

@@ -15,16 +15,28 @@ __all__ = ["print_report"]
 #: Probes that disagree by more than this are worth a warning: the machine was not left alone.
 _DRIFT = 0.10
 
+#: Columns from which our figures and the peers' fit side by side.
+_WIDE = 120
+
 
 def print_report(run: Run, console: Console) -> None:
     """Print the machine, a row for each case, and what has to be known to read them."""
     _print_heading(run, console)
     notes: list[str] = []
-    names = list(dict.fromkeys(name for row in run.rows for name in row.peers))
-    for kind, title in (("prefill", "Prefill: queries, keys and values of one length"), ("decode", "Decode: one query")):
+    peers = list(dict.fromkeys(name for row in run.rows for name in row.peers))
+    wide = console.width >= _WIDE
+    for kind, title in (
+        ("prefill", "Prefill: as many queries as keys"),
+        ("decode", "Decode: one query a head"),
+    ):
         rows = [row for row in run.rows if row.case.kind == kind]
-        if rows:
-            console.print(_table(title, rows, names, notes))
+        if not rows:
+            continue
+        console.print(_table(title, rows, peers if wide else [], notes, ours=True))
+        console.print()
+        if peers and not wide:
+            console.print(_table(f"{title}, other libraries", rows, peers, notes, ours=False))
+            console.print()
     for number, note in enumerate(notes, 1):
         console.print(f"[{number}] {note}", markup=False, highlight=False, soft_wrap=True)
     _print_summary(run, console)
@@ -44,39 +56,38 @@ def _print_heading(run: Run, console: Console) -> None:
     console.print()
 
 
-def _table(title: str, rows: list[Row], peers: list[str], notes: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
-    decode = rows[0].case.kind == "decode"
-    for heading in ("dtype", "visibility", "heads", "D", "keys", "threads"):
-        table.add_column(heading, justify="left" if heading in ("dtype", "visibility") else "right", no_wrap=True)
-    table.add_column("ms (p10-p90)", justify="right", no_wrap=True)
-    table.add_column("GB/s of KV" if decode else "useful GFLOP/s", justify="right")
-    table.add_column("of limit", justify="right", no_wrap=True)
-    table.add_column("target", justify="right", no_wrap=True)
+def _table(title: str, rows: list[Row], peers: list[str], notes: list[str], *, ours: bool) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("case", no_wrap=True)
+    if ours:
+        for heading in ("ms", "spread", rows[0].unit, "of limit", "target"):
+            table.add_column(heading, justify="right", no_wrap=True)
     for name in peers:
-        table.add_column(f"{name} takes", justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*_cells(row), *(_peer_cell(row, name, notes) for name in peers))
+        name = row.case.name.partition("/")[2]  # the title has the kind
+        table.add_row(
+            name, *(_our_cells(row) if ours else ()), *(_peer_cell(row, peer, notes) for peer in peers)
+        )
     return table
 
 
-def _cells(row: Row) -> list[str | Text]:
-    case = row.case
+def _milliseconds(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def _our_cells(row: Row) -> list[str | Text]:
     low, high = row.ours.spread
-    reached = Text(f"{row.percent:.0f} %", style="bold red" if row.missed else "bold")
-    goal: str | Text = ""
+    goal = Text("")
     if row.target is not None:
-        goal = Text(f"{row.target:.0f} % {'missed' if row.missed else 'met'}", style="red" if row.missed else "green")
+        verdict, style = ("missed", "red") if row.missed else ("met", "green")
+        goal = Text(f"{row.target:.0f} {verdict}", style=style)
     return [
-        case.dtype,
-        case.visibility if not case.window else f"window {case.window[0] + 1 + case.window[1]}",
-        case.heads,
-        str(case.head_dim),
-        str(case.k_len),
-        str(case.threads),
-        f"{1e3 * row.ours.median:.3g} ({1e3 * low:.3g}-{1e3 * high:.3g})",
+        _milliseconds(row.ours.median),
+        f"±{50 * (high - low) / row.ours.median:.0f} %",
         f"{row.rate():.1f}",
-        reached,
+        Text(f"{row.percent:.0f} %", style="bold red" if row.missed else "bold"),
         goal,
     ]
 
@@ -88,7 +99,7 @@ def _peer_cell(row: Row, name: str, notes: list[str]) -> str:
     if result.status == "ok" and result.timing is not None:
         text = f"{result.timing.median / row.ours.median:.2f}x"
         return text + (_note(notes, name, result) if "," in result.detail else "")
-    return ("wrong" if result.status == "failed" else "-") + _note(notes, name, result)
+    return ("wrong" if result.status == "failed" else "none") + _note(notes, name, result)
 
 
 def _note(notes: list[str], name: str, result: PeerResult) -> str:
@@ -127,11 +138,16 @@ def _print_summary(run: Run, console: Console) -> None:
     missed = [row for row in run.rows if row.missed]
     aimed = [row for row in run.rows if row.target is not None]
     if aimed:
-        say(f"Targets: {len(aimed) - len(missed)} of {len(aimed)} met.", "bold red" if missed else "bold green")
+        say(
+            f"Targets: {len(aimed) - len(missed)} of {len(aimed)} met.",
+            "bold red" if missed else "bold green",
+        )
     say(
-        "Of limit: useful work a second (hidden pairs count nothing), in percent of what the probes reach on the same "
-        "cores: arithmetic for prefill, reading the same keys and values for decode; mean of the probe just before and "
-        "the one just after. Nx: the peer's median over ours, so more than 1 means that ours is faster."
+        "GFLOP/s and GB/s count useful work: visible pairs, each byte of keys and values once. Of limit: in "
+        "percent of what the probes reach on the same cores, by arithmetic (prefill) or by reading the same "
+        "keys and values (decode), in the mean of the probe just before and the one just after. A library's "
+        "2.00x: it takes twice our time, by medians, in the fastest of its ways to do the case. Spread: half the way "
+        "from the 10th to the 90th percentile."
     )
     moved = []
     for name, (low, median, high) in drift(run).items():
@@ -143,7 +159,8 @@ def _print_summary(run: Run, console: Console) -> None:
             moved.append(name.partition(",")[0])
     if moved:
         say(
-            f"The limits moved by more than {100 * _DRIFT:.0f} % during the run ({', '.join(dict.fromkeys(moved))}): "
-            "something else used the machine, and so every figure above is less certain.",
+            f"The limits moved by more than {100 * _DRIFT:.0f} % during the run "
+            f"({', '.join(dict.fromkeys(moved))}): something else used the machine, and every figure above "
+            "is less certain.",
             "yellow",
         )

@@ -48,8 +48,10 @@ def our_call(case: Case, data: Data, out: np.ndarray) -> Callable[[], object]:
     return call
 
 
-def measure_case(case: Case, run: results.Run, peers: list[peer_module.Peer], budgets: tuple[float, float]) -> None:
-    """Check, probe, time, probe, time the peers; add a row to `run`, or a failure when our output is wrong."""
+def measure_case(
+    case: Case, run: results.Run, peers: list[peer_module.Peer], budgets: tuple[float, float]
+) -> None:
+    """Check, probe, time, probe, time the peers; add a row to `run`, or a failure if our output is wrong."""
     data = make_data(case)
     expected = expected_rows(case, data)
     isa = run.environment["isa"]
@@ -91,14 +93,19 @@ def run(args: argparse.Namespace) -> int:
     cores = allowed_cores()
     threads = args.threads or cores
     if threads > cores:
-        print(f"fastattention bench: --threads {threads}: this process may use {cores} cores", file=sys.stderr)
+        print(
+            f"fastattention bench: --threads {threads}: this process may use {cores} cores", file=sys.stderr
+        )
         return 2
     cases = select(threads, level, args.filter)
     if args.list:
         print("\n".join(case.name for case in cases))
         return 0
     if not cases:
-        print(f"fastattention bench: no row of the {level} set matches {args.filter!r}; see --list", file=sys.stderr)
+        print(
+            f"fastattention bench: no row of the {level} set matches {args.filter!r}; see --list",
+            file=sys.stderr,
+        )
         return 2
     if args.isa:
         try:
@@ -114,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) -> int:
-    console = Console()
+    # A file or a pipe has no width of its own; the whole table fits this one.
+    console = Console() if sys.stdout.isatty() else Console(width=130)
     peers, absent = peer_module.load(args.peers)
     environment = describe(get_isa())
     environment["versions"].update({peer.name: peer.version for peer in peers})
@@ -125,14 +133,15 @@ def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) 
         options={"level": level, "threads": threads, "filter": args.filter, "isa": args.isa},
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as progress:
+    # Redrawn by hand, between the cases: a bar that redraws itself would run beside the kernels.
+    bar = Progress(
+        *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
+    )
+    with bar as progress:
         task = progress.add_task("", total=len(cases))
         for case in cases:
             progress.update(task, description=case.name, refresh=True)
-            # A bar that redraws itself would run beside the kernels.
-            progress.stop()
             measure_case(case, outcome, peers, _BUDGET[level])
-            progress.start()
             progress.advance(task)
     path = args.json or results.default_path(outcome)
     results.save(outcome, path)

@@ -1,0 +1,400 @@
+"""The shared cases: each names one problem that a kernel may get wrong. Every backend and ISA answers all of them.
+
+Sizes sit on purpose around the tiles of the kernels: query blocks of 8, 24, 48 and 192 rows, key tiles of 64, 96
+and 128, key groups of 4, 6 and 8, and 16 rows, where decode hands over to prefill.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .tolerances import DTYPES, Expected, Problem, tolerances
+
+Options = dict[str, Any]
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+Generator = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Lengths of the axes: q (B, Hq, Sq, D), k (B, Hkv, Sk, D), v (B, Hkv, Sk, Dv)."""
+
+    batch: int = 2
+    q_heads: int = 4
+    kv_heads: int = 2
+    q_len: int = 53
+    k_len: int = 150
+    head_dim: int = 20
+    v_dim: int = 24
+
+    @property
+    def scores(self) -> tuple[int, int, int, int]:
+        """The shape of the scores and of a full mask, (B, Hq, Sq, Sk)."""
+        return self.batch, self.q_heads, self.q_len, self.k_len
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe for one problem: sizes, options drawn for them, and what is done to the arrays before rounding."""
+
+    name: str
+    sizes: Sizes = Sizes()
+    options: Callable[[Generator, Sizes], Options] = lambda rng, n: {}
+    arrays: Callable[[Generator, Sizes, Arrays], Arrays] = lambda rng, n, qkv: qkv
+
+    def problem(self, dtype: str) -> Problem:
+        """Draw the arrays, always the same ones, rounded to `dtype`."""
+        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+        n = self.sizes
+        q = rng.standard_normal((n.batch, n.q_heads, n.q_len, n.head_dim))
+        k = rng.standard_normal((n.batch, n.kv_heads, n.k_len, n.head_dim))
+        v = rng.standard_normal((n.batch, n.kv_heads, n.k_len, n.v_dim))
+        options = self.options(rng, n)
+        q, k, v = self.arrays(rng, n, (q, k, v))
+        with np.errstate(over="ignore", invalid="ignore"):
+            q, k, v = (x.astype(DTYPES[dtype]) for x in (q, k, v))
+        return Problem(q, k, v, options)
+
+
+@lru_cache(maxsize=64)
+def solved(case: Case, dtype: str, accumulation: str) -> tuple[Problem, Expected]:
+    """Return the problem and what to expect; remembered, because every engine asks for it in turn."""
+    problem = case.problem(dtype)
+    return problem, solve(problem, dtype, accumulation)
+
+
+def solve(problem: Problem, dtype: str, accumulation: str) -> Expected:
+    """Return the oracle's answer with its tolerances."""
+    from fastattention.reference import standard
+
+    out, lse = standard.attention(problem.q, problem.k, problem.v, **problem.options)
+    return Expected(out, lse, *tolerances(problem, out, lse, dtype, accumulation))
+
+
+PREFILL = Sizes()
+DECODE = Sizes(q_len=3)
+
+
+def options(**fixed: Any) -> Callable[[Generator, Sizes], Options]:
+    """Options that need no drawing."""
+    return lambda rng, n: dict(fixed)
+
+
+def gain(q: float = 1.0, k: float = 1.0, v: float = 1.0) -> Callable[[Generator, Sizes, Arrays], Arrays]:
+    """Arrays multiplied by constants: large logits, constant logits, large values."""
+    return lambda rng, n, x: (x[0] * q, x[1] * k, x[2] * v)
+
+
+def poison(value: float, lengths: tuple[int, int]) -> Callable[[Generator, Sizes, Arrays], Arrays]:
+    """Keys and values past each sequence's length overwritten with `value`."""
+
+    def apply(rng: Generator, n: Sizes, x: Arrays) -> Arrays:
+        for b, length in enumerate(lengths):
+            x[1][b, :, length:] = value
+            x[2][b, :, length:] = value
+        return x
+
+    return apply
+
+
+def _band(lo: int, hi: int, fill: float = -np.inf) -> Callable[[Generator, Sizes], Options]:
+    """A float mask of `fill` in key columns lo..hi-1: whole key tiles without one visible key."""
+
+    def draw(rng: Generator, n: Sizes) -> Options:
+        mask = rng.standard_normal((n.q_len, n.k_len)).astype(np.float32)
+        mask[:, lo:hi] = fill
+        return {"mask": mask}
+
+    return draw
+
+
+def _rows_hidden(value: Any) -> Callable[[Generator, Sizes], Options]:
+    """Every third query of a full mask sees nothing, the first and the last one included."""
+
+    def draw(rng: Generator, n: Sizes) -> Options:
+        if value is False:
+            mask = rng.random(n.scores) < 0.7
+        else:
+            mask = rng.standard_normal(n.scores).astype(np.float32)
+        mask[:, :, ::3] = value
+        mask[:, :, -1] = value
+        return {"mask": mask}
+
+    return draw
+
+
+def _one_hot(rng: Generator, n: Sizes) -> Options:
+    keys = rng.integers(0, n.k_len, (n.batch, n.q_heads, n.q_len))
+    return {"mask": np.arange(n.k_len) == keys[..., None]}
+
+
+def _mask(transform: Callable[[Generator, Sizes], np.ndarray], kind: type = np.float32) -> Any:
+    def draw(rng: Generator, n: Sizes) -> Options:
+        return {"mask": as_mask(rng, transform(rng, n), kind)}
+
+    return draw
+
+
+def as_mask(rng: Generator, normal: np.ndarray, kind: type) -> np.ndarray:
+    """Normal draws -> a bool mask hiding a third, or a float mask; the layout in memory stays."""
+    if kind is np.bool_:
+        return np.asarray(normal < 0.43)
+    return normal.astype(kind)
+
+
+def _poisoned_mask(rng: Generator, n: Sizes) -> Options:
+    mask = rng.standard_normal(n.scores).astype(np.float32)
+    mask[0, ..., 17:] = np.nan
+    mask[1, ..., 131:] = np.inf
+    return {"mask": mask, "kv_lengths": np.array([17, 131])}
+
+
+def _everything(rng: Generator, n: Sizes) -> Options:
+    return {
+        "causal": True,
+        "window": (40, None),
+        "softcap": 3.0,
+        "alibi_slopes": np.linspace(0.01, 0.4, n.q_heads, dtype=np.float32),
+        "mask": rng.standard_normal((n.q_len, n.k_len)).astype(np.float32),
+        "sinks": rng.standard_normal(n.q_heads).astype(np.float32),
+        "kv_lengths": np.array([61, 150]),
+        "q_offset": np.array([30, 97]),
+        "scale": 0.4,
+    }
+
+
+def _features() -> Iterator[Case]:
+    yield Case("plain")
+
+    for name, offset in {
+        "default": None,
+        "zero": 0,
+        "negative": -5,
+        "positive": 41,
+        "beyond the keys": 1000,
+        "far before the keys": -1000,
+        "a list": [-3, 97],
+        "an array": np.array([12, -40]),
+    }.items():
+        yield Case(f"causal, q_offset {name}", options=options(causal=True, q_offset=offset))
+    yield Case("q_offset without causal or window", options=options(q_offset=-7))
+
+    for window in [(0, 0), (3, None), (None, 3), (5, 2), (-1, 0), (70, -1), (None, None), (129, 40), (0, 500)]:
+        yield Case(f"window {window}", options=options(window=window))
+        yield Case(f"causal, window {window}", options=options(window=window, causal=True))
+    yield Case("window from the top left", options=options(window=(16, 3), q_offset=0))
+    yield Case("window that sees no key", options=options(window=(2, 2), q_offset=10_000))
+    yield Case("window that only the last queries see", options=options(window=(2, 2), q_offset=-52))
+    yield Case("window per batch", options=options(window=(9, 4), q_offset=np.array([120, -20])))
+
+    for lengths in [(0, 150), (1, 149), (64, 65), (128, 127), (0, 0), (96, 97), (150, 150)]:
+        yield Case(f"kv_lengths {lengths}", options=options(kv_lengths=np.array(lengths)))
+        yield Case(f"causal, kv_lengths {lengths}", options=options(kv_lengths=list(lengths), causal=True))
+    for value in (np.nan, np.inf, -np.inf, 1e30, -6e4):
+        lengths = (17, 131)
+        yield Case(f"tail of {value}", options=options(kv_lengths=lengths), arrays=poison(value, lengths))
+        yield Case(
+            f"tail of {value}, everything else before it",
+            options=lambda rng, n: _everything(rng, n) | {"kv_lengths": np.array([17, 131])},
+            arrays=poison(value, lengths),
+        )
+    yield Case("no key, all poison", options=options(kv_lengths=(0, 0)), arrays=poison(np.nan, (0, 0)))
+    yield Case("mask poisoned past the keys", options=_poisoned_mask)
+    yield Case(
+        "causal from the top left past kv_lengths", options=options(causal=True, q_offset=0, kv_lengths=(2, 40))
+    )
+
+    yield Case("bool mask hides rows", options=_rows_hidden(False))
+    yield Case("-inf mask hides rows", options=_rows_hidden(-np.inf))
+    yield Case("hidden rows with sinks", options=lambda r, n: _rows_hidden(False)(r, n) | _sinks(1.0)(r, n))
+    yield Case("-inf rows with softcap", options=lambda r, n: _rows_hidden(-np.inf)(r, n) | {"softcap": 2.0})
+    yield Case("all hidden by a bool mask", options=options(mask=np.zeros((1, 1), dtype=np.bool_)))
+    yield Case("all hidden by a float mask", options=options(mask=np.full((1, 1), -np.inf, dtype=np.float32)))
+    for lo, hi in [(0, 64), (0, 96), (0, 128), (0, 149), (1, 150), (64, 128), (96, 150), (8, 12), (149, 150)]:
+        yield Case(f"-inf in columns {lo} to {hi}", options=_band(lo, hi))
+    lowest = float(np.finfo(np.float32).min)
+    yield Case("lowest float32 in columns 0 to 128", options=_band(0, 128, lowest))
+    yield Case("lowest float32 in columns 3 to 150", options=_band(3, 150, lowest))
+    yield Case("-1e4 in columns 0 to 140", options=_band(0, 140, -1e4))
+    yield Case("one key a query", options=_one_hot)
+
+    yield Case("large logits", arrays=gain(q=40.0, k=40.0))
+    yield Case("large logits, causal", options=options(causal=True), arrays=gain(q=100.0, k=20.0))
+    yield Case("logits of 1e4 by scale", options=options(scale=1000.0))
+    yield Case("large negative logits", arrays=lambda r, n, x: (np.abs(x[0]) * -40, np.abs(x[1]) * 40, x[2]))
+    yield Case("large positive logits", arrays=lambda r, n, x: (np.abs(x[0]) * 40, np.abs(x[1]) * 40, x[2]))
+    yield Case(
+        "logits that grow with the key",
+        arrays=lambda r, n, x: (np.abs(x[0]), np.ones_like(x[1]) * np.arange(n.k_len)[:, None] / 8, x[2]),
+    )
+    yield Case(
+        "logits that fall with the key",
+        arrays=lambda r, n, x: (np.abs(x[0]), np.ones_like(x[1]) * np.arange(n.k_len)[:, None] / -8, x[2]),
+    )
+    yield Case("constant logits", arrays=gain(q=0.0))
+    yield Case("constant arrays", arrays=lambda r, n, x: tuple(np.full_like(a, 0.7) for a in x))
+    yield Case("large values", arrays=gain(v=10_000.0))
+    yield Case("tiny values", arrays=gain(v=1e-6))
+    yield Case("scale 0", options=options(scale=0.0))
+    yield Case("negative scale", options=options(scale=-0.3))
+
+    for low, high in [(0.01, 0.5), (-0.3, 0.2), (4.0, 30.0)]:
+        slopes = np.linspace(low, high, 4, dtype=np.float32)
+        yield Case(f"ALiBi {low} to {high}", options=options(alibi_slopes=slopes))
+        yield Case(f"causal, ALiBi {low} to {high}", options=options(alibi_slopes=slopes, causal=True))
+    slopes = np.linspace(-0.1, 0.3, 8, dtype=np.float32).reshape(2, 4)
+    yield Case("ALiBi per batch", options=options(alibi_slopes=slopes))
+    yield Case("ALiBi per batch, offsets", options=options(alibi_slopes=slopes, q_offset=[-9, 300], window=(400, 5)))
+    yield Case("ALiBi, kv_lengths", options=options(alibi_slopes=slopes, kv_lengths=[33, 148]))
+
+    for cap in (0.001, 0.5, 2.0, 30.0, 1000.0):
+        yield Case(f"softcap {cap}", options=options(softcap=cap))
+        yield Case(f"softcap {cap}, large logits", options=options(softcap=cap, causal=True), arrays=gain(q=900.0))
+    yield Case(
+        "softcap below mask and ALiBi",
+        options=lambda r, n: _band(0, 70)(r, n) | {"softcap": 1.5, "alibi_slopes": slopes},
+    )
+
+    for level in (0.0, 5.0, -5.0, 60.0, 1e4, -1e4, -np.inf):
+        yield Case(f"sinks about {level}", options=_sinks(level))
+    yield Case("sinks of both signs", options=options(sinks=np.array([-np.inf, 30.0, -30.0, 0.0], np.float32)))
+    yield Case("sinks, causal from -20", options=lambda r, n: _sinks(2.0)(r, n) | {"causal": True, "q_offset": -20})
+    yield Case("sinks, large logits", options=_sinks(100.0), arrays=gain(q=100.0))
+    yield Case("everything", options=_everything)
+
+
+def _sinks(level: float) -> Callable[[Generator, Sizes], Options]:
+    return lambda rng, n: {"sinks": (level + rng.standard_normal(n.q_heads)).astype(np.float32)}
+
+
+def _masks() -> Iterator[Case]:
+    """Masks of every broadcast pattern, number of axes, layout and dtype."""
+    for kind in (np.bool_, np.float32):
+        word = "bool" if kind is np.bool_ else "float"
+        for pattern in range(16):
+            kept = [bool(pattern >> axis & 1) for axis in range(4)]
+            label = "".join(letter if keep else "1" for letter, keep in zip("BHQK", kept, strict=True))
+            yield Case(
+                f"{word} mask {label}",
+                options=_mask(
+                    lambda rng, n, kept=kept: rng.standard_normal(
+                        tuple(size if keep else 1 for size, keep in zip(n.scores, kept, strict=True))
+                    ),
+                    kind,
+                ),
+            )
+        for axes in range(4):
+            yield Case(
+                f"{word} mask of {axes} axes",
+                options=_mask(lambda rng, n, axes=axes: np.asarray(rng.standard_normal(n.scores[4 - axes :])), kind),
+            )
+        yield Case(
+            f"{word} mask of a batch, causal",
+            options=lambda rng, n, kind=kind: {
+                "mask": as_mask(rng, rng.standard_normal((n.batch, 1, 1, n.k_len)), kind),
+                "causal": True,
+            },
+        )
+    for name, view in {
+        "transposed": lambda rng, n: rng.standard_normal((n.k_len, n.q_len)).astype(np.float32).T,
+        "every second column": lambda rng, n: rng.standard_normal((n.q_len, 2 * n.k_len)).astype(np.float32)[:, ::2],
+        "reversed": lambda rng, n: rng.standard_normal(n.scores).astype(np.float32)[::-1, ::-1, ::-1, ::-1],
+        "sliced": lambda rng, n: rng.standard_normal((9, n.q_len + 3, n.k_len + 5)).astype(np.float32)[3:7, 2:-1, 4:-1],
+        "heads last": lambda rng, n: (
+            rng.standard_normal((n.q_len, n.k_len, n.q_heads)).astype(np.float32).transpose(2, 0, 1)
+        ),
+        "broadcast by stride 0": lambda rng, n: np.broadcast_to(
+            rng.standard_normal((n.q_len, 1)).astype(np.float32), n.scores
+        ),
+    }.items():
+        yield Case(f"float mask {name}", options=lambda rng, n, view=view: {"mask": view(rng, n)})
+        yield Case(f"bool mask {name}", options=lambda rng, n, view=view: {"mask": _to_bool_in_place(view(rng, n))})
+    for dtype in (np.float64, np.float16):
+        yield Case(
+            f"{np.dtype(dtype).name} mask",
+            options=lambda rng, n, dtype=dtype: {"mask": rng.standard_normal(n.scores).astype(dtype)},
+        )
+
+
+def _to_bool_in_place(mask: np.ndarray) -> np.ndarray:
+    """A bool mask with the odd memory layout of a float one: strides are divided by four."""
+    owner = mask < 0.43
+    strides = tuple(stride // mask.itemsize for stride in mask.strides)
+    room = 1 + sum(abs(s) * (size - 1) for s, size in zip(strides, mask.shape, strict=True))
+    buffer = np.zeros(room, dtype=np.bool_)
+    start = sum(-s * (size - 1) for s, size in zip(strides, mask.shape, strict=True) if s < 0)
+    view = np.lib.stride_tricks.as_strided(buffer[start:], mask.shape, strides)
+    view[...] = owner
+    return view
+
+
+def _twice(cases: Iterator[Case]) -> tuple[Case, ...]:
+    """Each case once with many queries and once with few, which take other paths through the kernels."""
+    few = []
+    many = list(cases)
+    for case in many:
+        sizes = replace(case.sizes, q_len=DECODE.q_len)
+        few.append(replace(case, name=f"{case.name}; few queries", sizes=sizes))
+    return tuple(many + few)
+
+
+FEATURES = _twice(_features())
+MASKS = _twice(_masks())
+
+
+def _lengths() -> Iterator[Case]:
+    """Query and key lengths on, before and after every tile edge, and primes; both directions of Sq != Sk."""
+    query = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 47, 48, 49, 53, 71, 72, 73, 95, 96, 97, 101]
+    query += [143, 144, 145, 191, 192, 193, 211, 241]
+    key = [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 31, 32, 33, 63, 64, 65, 67, 95, 96, 97, 127, 128, 129, 131]
+    key += [191, 192, 193, 255, 256, 257, 263, 383, 384, 385]
+    count = max(len(query), len(key))
+    for i in range(count):
+        sizes = Sizes(1, 2, 1, query[i % len(query)], key[i % len(key)], 12, 9)
+        yield Case(f"Sq {sizes.q_len}, Sk {sizes.k_len}", sizes, options(causal=bool(i % 3 == 0)))
+        sizes = Sizes(1, 1, 1, query[-1 - i % len(query)], key[i % len(key)], 10, 17)
+        yield Case(f"Sq {sizes.q_len}, Sk {sizes.k_len}, crossed", sizes, options(causal=bool(i % 2), q_offset=0))
+    for rows in (1, 2, 3, 4, 5, 7, 8, 15, 16, 17):
+        for keys in (1, 5, 64, 130):
+            yield Case(f"{rows} queries, {keys} keys", Sizes(1, 1, 1, rows, keys, 16, 16), options(causal=True))
+
+
+HEAD_DIMS = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 40, 63, 64, 65, 80, 96, 100, 127, 128, 129, 160, 192, 200, 255, 256)
+
+
+def _head_dims() -> Iterator[Case]:
+    """Every head size with itself and with another one for the values; few and many queries."""
+    for i, d in enumerate(HEAD_DIMS):
+        other = HEAD_DIMS[(i * 7 + 11) % len(HEAD_DIMS)]
+        for q_len, k_len in ((19, 70), (2, 37), (50, 9)):
+            for v_dim in (d, other):
+                sizes = Sizes(1, 2, 1, q_len, k_len, d, v_dim)
+                yield Case(f"D {d}, Dv {v_dim}, Sq {q_len}", sizes, options(causal=v_dim == d))
+
+
+def _heads() -> Iterator[Case]:
+    """Groups of query heads on one KV head, batches, and empty axes."""
+    for q_heads, kv_heads in [(1, 1), (5, 5), (2, 1), (4, 2), (3, 1), (6, 2), (4, 1), (8, 1), (8, 4), (16, 1), (17, 1)]:
+        for q_len in (1, 2, 5, 20):
+            sizes = Sizes(2, q_heads, kv_heads, q_len, 67, 16, 20)
+            yield Case(f"{q_heads} query heads, {kv_heads} KV heads, Sq {q_len}", sizes, options(causal=True))
+    for batch in (1, 3, 7):
+        yield Case(f"batch {batch}", Sizes(batch, 2, 2, 9, 33, 8, 8))
+    yield Case("batch 0", Sizes(batch=0))
+    yield Case("no heads", Sizes(q_heads=0, kv_heads=0))
+    yield Case("no query", Sizes(q_len=0))
+    yield Case("no key", Sizes(k_len=0))
+    yield Case("no key, causal", Sizes(k_len=0), options(causal=True))
+    yield Case("no key, sinks", Sizes(k_len=0), _sinks(1.0))
+    yield Case("neither query nor key", Sizes(q_len=0, k_len=0))
+
+
+LENGTHS = tuple(_lengths())
+DIMS = tuple(_head_dims())
+HEADS = tuple(_heads())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -82,7 +83,7 @@ def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def poisoned(*args: Any, **kwargs: Any) -> np.ndarray:
         array = empty(*args, **kwargs)
-        if array.dtype.kind in "fV" and array.dtype.names is None:
+        if array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16:
             array.fill(np.nan)
         return array
 

@@ -82,7 +82,10 @@ DECODE = Sizes(q_len=3)
 
 
 def options(**fixed: Any) -> Callable[[Generator, Sizes], Options]:
-    """Options that need no drawing."""
+    """Options that need no drawing; lengths and offsets of a batch may be written as plain sequences."""
+    for name in ("kv_lengths", "q_offset"):
+        if isinstance(fixed.get(name), (list, tuple)):
+            fixed[name] = np.array(fixed[name])
     return lambda rng, n: dict(fixed)
 
 
@@ -179,8 +182,8 @@ def _features() -> Iterator[Case]:
         "positive": 41,
         "beyond the keys": 1000,
         "far before the keys": -1000,
-        "a list": [-3, 97],
-        "an array": np.array([12, -40]),
+        "per batch": [-3, 97],
+        "per batch, int32": np.array([12, -40], dtype=np.int32),
     }.items():
         yield Case(f"causal, q_offset {name}", options=options(causal=True, q_offset=offset))
     yield Case("q_offset without causal or window", options=options(q_offset=-7))
@@ -191,11 +194,11 @@ def _features() -> Iterator[Case]:
     yield Case("window from the top left", options=options(window=(16, 3), q_offset=0))
     yield Case("window that sees no key", options=options(window=(2, 2), q_offset=10_000))
     yield Case("window that only the last queries see", options=options(window=(2, 2), q_offset=-52))
-    yield Case("window per batch", options=options(window=(9, 4), q_offset=np.array([120, -20])))
+    yield Case("window per batch", options=options(window=(9, 4), q_offset=[120, -20]))
 
     for lengths in [(0, 150), (1, 149), (64, 65), (128, 127), (0, 0), (96, 97), (150, 150)]:
-        yield Case(f"kv_lengths {lengths}", options=options(kv_lengths=np.array(lengths)))
-        yield Case(f"causal, kv_lengths {lengths}", options=options(kv_lengths=list(lengths), causal=True))
+        yield Case(f"kv_lengths {lengths}", options=options(kv_lengths=lengths))
+        yield Case(f"causal, kv_lengths {lengths}", options=options(kv_lengths=lengths, causal=True))
     for value in (np.nan, np.inf, -np.inf, 1e30, -6e4):
         lengths = (17, 131)
         yield Case(f"tail of {value}", options=options(kv_lengths=lengths), arrays=poison(value, lengths))
@@ -204,10 +207,10 @@ def _features() -> Iterator[Case]:
             options=lambda rng, n: _everything(rng, n) | {"kv_lengths": np.array([17, 131])},
             arrays=poison(value, lengths),
         )
-    yield Case("no key, all poison", options=options(kv_lengths=(0, 0)), arrays=poison(np.nan, (0, 0)))
+    yield Case("no key, all poison", options=options(kv_lengths=[0, 0]), arrays=poison(np.nan, (0, 0)))
     yield Case("mask poisoned past the keys", options=_poisoned_mask)
     yield Case(
-        "causal from the top left past kv_lengths", options=options(causal=True, q_offset=0, kv_lengths=(2, 40))
+        "causal from the top left past kv_lengths", options=options(causal=True, q_offset=0, kv_lengths=[2, 40])
     )
 
     yield Case("bool mask hides rows", options=_rows_hidden(False))

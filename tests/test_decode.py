@@ -92,7 +92,7 @@ def _features() -> list[Case]:
         poisoned(np.nan),
         poisoned(np.inf),
         poisoned(3e4),
-        Case("two ends", _long(1, 1100, 2), options(kv_lengths=(513, 1100)), poison(np.nan, (513, 1100))),
+        Case("two ends", _long(1, 1100, 2), options(kv_lengths=[513, 1100]), poison(np.nan, (513, 1100))),
         *(_one_split_only(a, b) for a, b in [(0, 1), (1499, 1500), (0, 256), (256, 512), (511, 513), (700, 1400)]),
     ]
 

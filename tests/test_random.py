@@ -47,7 +47,7 @@ def draw_options(rng: Generator, n: Sizes) -> Options:
         left, right = (int(x) for x in rng.integers(-1, n.k_len + 2, 2))
         options["window"] = (left if left >= 0 else None, right)
     if _maybe(rng, 0.3):
-        options["q_offset"] = [int(rng.integers(-n.q_len, n.k_len + 1)) for _ in range(n.batch)]
+        options["q_offset"] = rng.integers(-n.q_len, n.k_len + 1, n.batch)
     if _maybe(rng, 0.4):
         options["kv_lengths"] = rng.integers(0, n.k_len + 1, n.batch)
     if _maybe(rng, 0.4):

@@ -115,5 +115,7 @@ def test_equals_the_padded_batch(engine: Engine) -> None:
         padded_k[b, :, :length] = k[cu[b] : cu[b + 1]].swapaxes(0, 1)
         padded_v[b, :, :length] = v[cu[b] : cu[b + 1]].swapaxes(0, 1)
     packed = fastattention.attention_varlen(q, k, v, np.arange(5, dtype=np.int32), cu, backend=engine.backend)
-    padded = fastattention.attention(q[:, :, None], padded_k, padded_v, kv_lengths=lengths, backend=engine.backend)
+    padded = fastattention.attention(
+        q[:, :, None], padded_k, padded_v, kv_lengths=np.array(lengths), backend=engine.backend
+    )
     np.testing.assert_allclose(packed, padded[:, :, 0], rtol=0, atol=2e-6)

@@ -118,7 +118,8 @@ def tolerances(
     blurred = weights * score_error * u
     lse_error = blurred.sum(-1) + u * _sink_error(problem, lse)
     arithmetic = blurred @ values + lse_error[..., None] * size + sum_error * (weights @ values + size)
-    half_unit = np.maximum(rounding.storage * 2.0 ** (np.frexp(size)[1] - 1), rounding.smallest)
+    half_unit = np.where(size > 0, rounding.storage * 2.0 ** (np.frexp(size)[1] - 1), 0.0)
+    half_unit = np.maximum(half_unit, rounding.smallest)
     out_tolerance = half_unit + (1 + rounding.storage) * arithmetic
     stored_lse = max(2**-24, u) * np.where(np.isfinite(lse), np.abs(lse), 0.0)
     return out_tolerance, stored_lse + lse_error + sum_error

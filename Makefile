@@ -1,0 +1,98 @@
+# Everything a developer runs. Each target sets itself up in $(VENV); `make help` lists them.
+#
+# Variables: PYTHON  the interpreter to build $(VENV) with, 3.11 or newer
+#            ARGS    passed on to pytest or to the benchmark: make test ARGS="-k window", make bench ARGS=--quick
+#            PEERS   make bench PEERS=1 also installs and times PyTorch, ONNX Runtime and OpenVINO
+#            TORCH   what pip is asked for when PEERS=1. The default takes the CPU build from PyTorch's own index, a
+#                    tenth of the size of PyPI's; pip passes over that index where it cannot be reached.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PEERS ?=
+TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Meson and Ninja are found on PATH by the build back end.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+BUILD_FILES := pyproject.toml meson.build cpu_kernels/meson.build
+ROOMS := reference cpu_kernels gpu
+CPP_FILES = $(shell find cpu_kernels -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+# Prints the requirements of one extra, so that installing them does not build the package again.
+requirements = $$($(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]])' $(1))
+
+# One pip at a time: `make -j lint test` is safe. The tools themselves run in parallel.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help dev test bench lint format docs docs-serve wheel clean distclean
+
+help: ## list these targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench ## set up .venv: the package (rebuilt on import when its sources change) and the tools
+
+test: $(VENV)/.installed-test ## run the tests (ARGS="-k window" selects)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure this machine and the kernels (PEERS=1: and other libraries; ARGS=--quick)
+	$(BIN)/python -m fastattention bench $(ARGS)
+
+lint: $(VENV)/.installed-lint $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models build/tree ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/tree $(BIN)/mypy -p fastattention
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: $(VENV)/.installed-lint ## rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+docs: $(VENV)/.installed-docs ## build the book (each page is run) into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+docs-serve: docs ## build the book and serve it on http://localhost:8000
+	$(BIN)/python -m http.server --directory docs/_build/html 8000
+
+wheel: $(VENV)/.created ## build a wheel into dist/
+	$(BIN)/python -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean: ## remove what was built, keep .venv
+	rm -rf build dist docs/_build docs/api/generated .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(VENV)/.installed-package
+
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)
+
+# The rooms of the checkout laid out as they are installed, by symbolic links: what mypy reads.
+build/tree: $(wildcard fastattention fastattention/* $(ROOMS))
+	rm -rf $@
+	mkdir -p $@/fastattention
+	ln -s $(abspath $(wildcard fastattention/*) $(ROOMS)) $@/fastattention/
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'FastAttention needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null && command -v $${CC:-cc} >/dev/null \
+	  || { echo 'FastAttention needs a C++ compiler, GCC 11 or Clang 14 or newer: apt install g++ (or set CC and CXX)' >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+	  || { echo 'FastAttention needs the headers of Python: apt install python3-dev' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) meson-python meson ninja 'cffi>=2.1'
+	touch $@
+
+$(VENV)/.installed-package: $(VENV)/.created $(BUILD_FILES)
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.installed-peers: $(VENV)/.installed-package
+	$(PIP) $(TORCH)
+	$(PIP) $(call requirements,peers)
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed-package
+	$(PIP) $(call requirements,$*)
+	touch $@

@@ -1,0 +1,235 @@
+// Attention of few query rows over many keys (mirrors reference/decode.py): bound by reading K and V once.
+//
+// head_dim stands in the lanes. Scores are dot products, four keys at a time so that four sums are reduced together;
+// output columns are accumulated in registers over a tile of keys. All rows of a KV head (its query heads, times the
+// few queries) use a tile while it is in L1, so each byte of the cache is read from memory once.
+#pragma once
+#include "modifiers.hpp"
+#include "online_softmax.hpp"
+#include "tiling.hpp"
+
+namespace FA_NAMESPACE {
+namespace {
+
+constexpr int DECODE_ROWS = 8;                            // at most; more rows fill the lanes of prefill
+constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;       // rows that share a loaded vector
+constexpr int COLUMN_GROUP = DECODE_ACC >= 16 ? 8 : 4;    // vectors of output columns in registers, for few rows
+
+struct DecodeSpace {
+  float *q, *scores, *output;
+  int64_t q_stride, score_stride, output_stride;
+  size_t bytes;
+  DecodeSpace(const fa_problem &p, const Tiles &tiles, void *memory) {
+    Arena arena = {static_cast<char *>(memory), 0};
+    q_stride = round_up(p.head_dim, W);
+    score_stride = round_up(tiles.key_tile, W);
+    output_stride = round_up(p.v_dim, W);
+    q = arena.take<float>(DECODE_ROWS * q_stride);
+    scores = arena.take<float>(DECODE_ROWS * score_stride);
+    output = arena.take<float>(DECODE_ROWS * output_stride);
+    bytes = arena.used;
+  }
+};
+
+// s[r][0..3] = <q_r, k_j> for R rows and four keys.
+template <int R, class T>
+inline void four_scores(const float *q, int64_t q_stride, const T *k, int64_t stride, int64_t dim, float *s,
+                        int64_t s_stride) {
+  F acc[R][4];
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < 4; ++j) acc[r][j] = zero();
+  int64_t d = 0;
+  for (; d + W <= dim; d += W) {
+    F key[4];
+    for (int j = 0; j < 4; ++j) key[j] = load_kv(k + j * stride + d);
+    for (int r = 0; r < R; ++r) {
+      const F query = load(q + r * q_stride + d);
+      for (int j = 0; j < 4; ++j) acc[r][j] = fma(query, key[j], acc[r][j]);
+    }
+  }
+  if (d < dim) {
+    F key[4];
+    for (int j = 0; j < 4; ++j) key[j] = load_kv(k + j * stride + d, static_cast<int>(dim - d));
+    for (int r = 0; r < R; ++r) {
+      const F query = load(q + r * q_stride + d);
+      for (int j = 0; j < 4; ++j) acc[r][j] = fma(query, key[j], acc[r][j]);
+    }
+  }
+  for (int r = 0; r < R; ++r) reduce_add4(s + r * s_stride, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+}
+
+template <class T>
+inline float one_score(const float *q, const T *k, int64_t dim) {
+  F acc = zero();
+  int64_t d = 0;
+  for (; d + W <= dim; d += W) acc = fma(load(q + d), load_kv(k + d), acc);
+  if (d < dim) acc = fma(load(q + d), load_kv(k + d, static_cast<int>(dim - d)), acc);
+  return reduce_add(acc);
+}
+
+template <int R, class T>
+inline void score_group(const DecodeSpace &space, int64_t row, const T *k, int64_t stride, int64_t keys, int64_t dim) {
+  const float *q = space.q + row * space.q_stride;
+  float *s = space.scores + row * space.score_stride;
+  int64_t j = 0;
+  for (; j + 4 <= keys; j += 4)
+    four_scores<R>(q, space.q_stride, k + j * stride, stride, dim, s + j, space.score_stride);
+  for (; j < keys; ++j)
+    for (int r = 0; r < R; ++r)
+      s[r * space.score_stride + j] = one_score(q + r * space.q_stride, k + j * stride, dim);
+}
+
+// O[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W), the last vector n elements wide.
+template <int R, int C, bool WHOLE, class T>
+inline void output_group(const float *weights, int64_t w_stride, const T *v, int64_t stride, int64_t keys, float *out,
+                         int64_t out_stride, int n) {
+  F acc[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * out_stride + c * W);
+  for (int64_t j = 0; j < keys; ++j) {
+    F value[C];
+    for (int c = 0; c < C; ++c) value[c] = WHOLE ? load_kv(v + j * stride + c * W) : load_kv(v + j * stride + c * W, n);
+    for (int r = 0; r < R; ++r) {
+      const F weight = set1(weights[r * w_stride + j]);
+      for (int c = 0; c < C; ++c) acc[r][c] = fma(weight, value[c], acc[r][c]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) store(out + r * out_stride + c * W, acc[r][c]);
+}
+
+template <int R, class T>
+inline void output_rows(const DecodeSpace &space, int64_t row, const T *v, int64_t stride, int64_t keys, int64_t dim) {
+  constexpr int C = R <= 2 ? COLUMN_GROUP : COLUMN_GROUP / 2;
+  const float *weights = space.scores + row * space.score_stride;
+  float *out = space.output + row * space.output_stride;
+  int64_t c = 0;
+  for (; c + C * W <= dim; c += C * W)
+    output_group<R, C, true>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride, W);
+  for (; c + W <= dim; c += W)
+    output_group<R, 1, true>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride, W);
+  if (c < dim)
+    output_group<R, 1, false>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
+                              static_cast<int>(dim - c));
+}
+
+// One row's scores become weights; returns by how much its accumulated output must be multiplied.
+struct RowState {
+  float m, l;  // m is -inf before the first visible key
+  Row where;
+  Interval seen;
+};
+
+inline void modify_row(const fa_problem &p, const Sequence &seq, const RowState &row, int64_t key, int64_t keys,
+                       float *s) {
+  const int64_t padded = round_up(keys, W);
+  for (int64_t j = keys; j < padded; ++j) s[j] = -INFINITY;
+  if (p.softcap > 0) {
+    const F cap = set1(p.softcap * LOG2E);
+    for (int64_t j = 0; j < keys; j += W) store(s + j, mul(tanh(load(s + j)), cap));
+  }
+  if (p.alibi_slopes) {
+    const float slope = slope_of(p, seq, row.where.head) * LOG2E;
+    const int64_t distance = key - (seq.q_offset + row.where.query);
+    for (int64_t j = 0; j < keys; ++j) s[j] += slope * static_cast<float>(distance + j);
+  }
+  if (p.mask_kind != FA_MASK_NONE) {
+    const int64_t base = mask_offset(p, seq, row.where);
+    for (int64_t j = 0; j < keys; j += W) {
+      const int64_t n = minimum<int64_t>(W, keys - j);
+      store(s + j, apply_mask(load(s + j), mask_values(p, base + (key + j) * p.mask_strides[3], n)));
+    }
+  }
+  for (int64_t j = key; j < minimum(row.seen.first, key + keys); ++j) s[j - key] = -INFINITY;
+  for (int64_t j = maximum(row.seen.last + 1, key); j < key + keys; ++j) s[j - key] = -INFINITY;
+  for (int64_t j = keys; j < padded; ++j) s[j] = -INFINITY;
+}
+
+inline float weigh_row(RowState &row, int64_t keys, float *s) {
+  F top = set1(-INFINITY);
+  for (int64_t j = 0; j < keys; j += W) top = max(load(s + j), top);
+  const float highest = reduce_max(top);
+  float factor = 1.0f;
+  if (highest > (row.m == -INFINITY ? row.m : row.m + LAZY)) {
+    factor = row.m == -INFINITY ? 1.0f : static_cast<float>(std::exp2(static_cast<double>(row.m - highest)));
+    row.m = highest;
+  }
+  const F reference = set1(row.m == -INFINITY ? 0.0f : row.m);
+  F sum = zero();
+  for (int64_t j = 0; j < keys; j += W) {
+    const F weight = exp2(sub(load(s + j), reference));
+    sum = add(sum, weight);
+    store(s + j, weight);
+  }
+  row.l = row.l * factor + reduce_add(sum);
+  return factor;
+}
+
+template <class T>
+inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles,
+                        const DecodeSpace &space, RowState *state, int64_t begin, int64_t end) {
+  const T *const k = reinterpret_cast<const T *>(seq.k) + item.kv_head * p.k_strides[1];
+  const T *const v = reinterpret_cast<const T *>(seq.v) + item.kv_head * p.v_strides[1];
+  const int rows = static_cast<int>(item.rows);
+  for (int64_t key = begin; key < end; key += tiles.key_tile) {
+    const int64_t keys = minimum(tiles.key_tile, end - key);
+    const T *const kt = k + key * p.k_strides[2], *const vt = v + key * p.v_strides[2];
+    int r = 0;
+    for (; r + ROW_GROUP <= rows; r += ROW_GROUP)
+      score_group<ROW_GROUP>(space, r, kt, p.k_strides[2], keys, p.head_dim);
+    if (ROW_GROUP > 2 && rows - r >= 2) {
+      score_group<2>(space, r, kt, p.k_strides[2], keys, p.head_dim);
+      r += 2;
+    }
+    for (; r < rows; ++r) score_group<1>(space, r, kt, p.k_strides[2], keys, p.head_dim);
+
+    for (r = 0; r < rows; ++r) {
+      float *const s = space.scores + r * space.score_stride;
+      modify_row(p, seq, state[r], key, keys, s);
+      const float factor = weigh_row(state[r], keys, s);
+      if (factor != 1.0f)
+        for (int64_t c = 0; c < space.output_stride; ++c) space.output[r * space.output_stride + c] *= factor;
+    }
+
+    for (r = 0; r + ROW_GROUP <= rows; r += ROW_GROUP)
+      output_rows<ROW_GROUP>(space, r, vt, p.v_strides[2], keys, p.v_dim);
+    if (ROW_GROUP > 2 && rows - r >= 2) {
+      output_rows<2>(space, r, vt, p.v_strides[2], keys, p.v_dim);
+      r += 2;
+    }
+    for (; r < rows; ++r) output_rows<1>(space, r, vt, p.v_strides[2], keys, p.v_dim);
+  }
+}
+
+inline size_t decode_bytes(const fa_problem &p, const Tiles &tiles) { return DecodeSpace(p, tiles, nullptr).bytes; }
+
+inline void decode(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles, void *workspace) {
+  const unsigned denormals = flush_denormals();
+  const DecodeSpace space(p, tiles, workspace);
+  RowState state[DECODE_ROWS];
+  int64_t begin = item.key_end, end = item.key_begin;
+  std::memset(space.q, 0, static_cast<size_t>(item.rows * space.q_stride) * sizeof(float));
+  std::memset(space.output, 0, static_cast<size_t>(item.rows * space.output_stride) * sizeof(float));
+  for (int64_t r = 0; r < item.rows; ++r) {
+    const Row row = row_of(p, item, r);
+    state[r] = {-INFINITY, 0.0f, row, interval_of(p, seq, item, row.query)};
+    load_query(p, seq, row, space.q + r * space.q_stride, query_factor(p));
+    if (state[r].seen.first <= state[r].seen.last) {
+      begin = minimum(begin, state[r].seen.first);
+      end = maximum(end, state[r].seen.last + 1);
+    }
+  }
+  if (p.kv_dtype == FA_FLOAT32) decode_keys<float>(p, seq, item, tiles, space, state, begin, end);
+  if (p.kv_dtype == FA_FLOAT16) decode_keys<half>(p, seq, item, tiles, space, state, begin, end);
+  if (p.kv_dtype == FA_BFLOAT16) decode_keys<bfloat>(p, seq, item, tiles, space, state, begin, end);
+  for (int64_t r = 0; r < item.rows; ++r) {
+    float *const row = space.output + r * space.output_stride;
+    const Finish finish = finish_state(p, item, state[r].where.head, state[r].m, state[r].l);
+    for (int64_t c = 0; c < p.v_dim; ++c) row[c] = finish.empty ? 0.0f : row[c] * finish.factor;
+    write_row(p, seq, item, r, row, finish.lse2);
+  }
+  restore_denormals(denormals);
+}
+
+}  // namespace
+}  // namespace FA_NAMESPACE

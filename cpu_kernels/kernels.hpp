@@ -1,0 +1,51 @@
+// The boundary between the driver, compiled once, and the kernels, compiled for each instruction set.
+// Plain data and one table of functions: nothing here has code.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "fastattention.h"
+
+namespace fa {
+
+// One sequence of the batch with every default filled in. Positions and key numbers count within the sequence.
+struct Sequence {
+  const char *q, *k, *v; /* first element; a head is head_stride further */
+  char *out;
+  float *lse;
+  int64_t q_len, kv_length, q_offset;
+  int32_t batch;
+};
+
+// A piece of work: `rows` query rows of one KV head against the keys [key_begin, key_end).
+// Row r of a KV head is query r / group of its r % group-th head: the query heads that read one KV head lie side by
+// side, so each tile of K and V is loaded once for all of them, and rows of one item stand at close positions.
+struct Item {
+  int32_t sequence, kv_head;
+  int64_t row_begin, rows;
+  int64_t key_begin, key_end;
+  float *partial; /* NULL: write out and lse; else rows x (v_dim + 1): normalised output, log2 of the denominator */
+};
+
+// Sizes of the tiles of one problem.
+struct Tiles {
+  int64_t item_rows; /* query rows of an item, a multiple of the sub-block */
+  int64_t key_tile;  /* keys loaded (and widened) at a time */
+  int64_t key_split; /* keys of an item at most */
+  bool decode;       /* few rows: dot products along head_dim */
+};
+
+struct Kernels {
+  int lanes;       /* floats in a vector */
+  int sub_rows;    /* query rows of a register sub-block */
+  int decode_rows; /* up to this many rows of a KV head take the decode kernel */
+  size_t (*workspace_bytes)(const fa_problem &, const Tiles &);
+  void (*prefill)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);
+  void (*decode)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);
+  /* Merge the `splits` partial results of the same rows, laid `stride` floats apart, and write out and lse. */
+  void (*merge)(const fa_problem &, const Sequence &, const Item &, int64_t splits, int64_t stride, void *workspace);
+};
+
+extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;
+
+}  // namespace fa

@@ -1,0 +1,20 @@
+// The one list of what an instruction set's library offers.
+#pragma once
+#include "decode.hpp"
+#include "prefill.hpp"
+
+namespace FA_NAMESPACE {
+namespace {
+
+size_t workspace_bytes(const fa_problem &p, const Tiles &tiles) {
+  const size_t bytes = tiles.decode ? decode_bytes(p, tiles) : prefill_bytes(p, tiles);
+  const size_t merge_row = static_cast<size_t>(round_up(p.v_dim, 64)) * sizeof(float);
+  return bytes > merge_row ? bytes : merge_row;
+}
+
+}  // namespace
+}  // namespace FA_NAMESPACE
+
+#define FA_TABLE                                                                                        \
+  {FA_NAMESPACE::W,      FA_NAMESPACE::SUB_ROWS, FA_NAMESPACE::DECODE_ROWS, FA_NAMESPACE::workspace_bytes, \
+   FA_NAMESPACE::prefill, FA_NAMESPACE::decode,   FA_NAMESPACE::merge_rows}

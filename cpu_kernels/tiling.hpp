@@ -1,0 +1,249 @@
+// Attention of many query rows, tile by tile (mirrors reference/tiling.py, the order of FlashAttention-2).
+//
+// Queries stand in the lanes. A sub-block of NV vectors of queries keeps Q^T (head_dim x rows) and O^T (v_dim x rows);
+// a register tile computes KR rows of S^T = K Q^T, or of O^T += V^T P^T, from broadcast scalars of K or V. So neither
+// K nor V is packed or transposed, the softmax needs no sum or maximum across lanes, and head_dim can be any number.
+//
+// Bytes, for AVX-512 at head_dim 128: Q^T and O^T of a sub-block 24 KiB each, scores of a tile of 96 keys 18 KiB: the
+// score product streams Q^T from L1; the K and V tiles (48 KiB each) stay in L2 for all sub-blocks of an item.
+#pragma once
+#include "modifiers.hpp"
+
+namespace FA_NAMESPACE {
+namespace {
+
+// The accumulator is rescaled only when a row's maximum grew by more than this (log2), so that weights stay below
+// 2^8: exact in float32, and after the first few tiles almost never needed.
+constexpr float LAZY = 8.0f;
+
+struct SubBlock {
+  int nv;       // vectors of queries
+  int64_t rows; // query rows, the rest of the lanes is padding
+  float *qt;    // head_dim x nv W
+  float *ot;    // v_dim x nv W, unnormalised
+  float *neg_m; // nv W: minus the reference maximum; 0 before the first visible key
+  float *limit; // nv W: LAZY, or -inf before the first visible key
+  float *l;     // nv W: sum of weights
+  int32_t *first, *last;            // nv W: visible keys
+  int64_t min_first, max_first, min_last, max_last;
+};
+
+constexpr int SUB_ROWS = MAX_NV * W;
+
+struct Arena {  // carves a block of memory into 64-byte aligned pieces; with base NULL it only counts
+  char *base;
+  size_t used;
+  template <class T>
+  T *take(int64_t n) {
+    T *piece = base ? reinterpret_cast<T *>(base + used) : nullptr;
+    used += static_cast<size_t>(round_up(n * static_cast<int64_t>(sizeof(T)), 64));
+    return piece;
+  }
+};
+
+// Rows of K or V a tile: straight from the caller's array, or widened and re-spaced in a buffer.
+struct TileRows {
+  const float *at;
+  int64_t stride;
+};
+
+struct PrefillSpace {
+  float *qt, *ot, *scores, *lanes, *staging, *k_tile, *v_tile;
+  int32_t *intervals;
+  int64_t *mask_rows;
+  size_t bytes;
+  PrefillSpace(const fa_problem &p, const Tiles &tiles, void *memory) {
+    Arena arena = {static_cast<char *>(memory), 0};
+    qt = arena.take<float>(tiles.item_rows * p.head_dim);
+    ot = arena.take<float>(tiles.item_rows * p.v_dim);
+    scores = arena.take<float>(tiles.key_tile * SUB_ROWS);
+    lanes = arena.take<float>(tiles.item_rows * 5);
+    intervals = arena.take<int32_t>(tiles.item_rows * 2);
+    mask_rows = arena.take<int64_t>(tiles.item_rows);
+    staging = arena.take<float>(W * round_up(maximum(p.head_dim, p.v_dim), W));
+    k_tile = arena.take<float>(tiles.key_tile * padded(p.head_dim));
+    v_tile = arena.take<float>(tiles.key_tile * padded(p.v_dim));
+    bytes = arena.used;
+  }
+  // An odd number of cache lines a row, so that the rows of a tile spread over the sets of L1.
+  static int64_t padded(int64_t dim) { return (round_up(dim, 16) / 16 | 1) * 16; }
+};
+
+template <int NV, int K>
+inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t head_dim, const float *init, float *s,
+                       float *top) {
+  F acc[K][NV];
+  for (int n = 0; n < NV; ++n)
+    for (int r = 0; r < K; ++r) acc[r][n] = load(init + n * W);
+  for (int64_t d = 0; d < head_dim; ++d) {
+    F q[NV];
+    for (int n = 0; n < NV; ++n) q[n] = load(qt + (d * NV + n) * W);
+    for (int r = 0; r < K; ++r) {
+      const F key = set1(k[r * stride + d]);
+      for (int n = 0; n < NV; ++n) acc[r][n] = fma(key, q[n], acc[r][n]);
+    }
+  }
+  for (int n = 0; n < NV; ++n) {
+    F highest = load(top + n * W);
+    for (int r = 0; r < K; ++r) {
+      highest = max(acc[r][n], highest);
+      store(s + (r * NV + n) * W, acc[r][n]);
+    }
+    store(top + n * W, highest);
+  }
+}
+
+template <int NV, int C>
+inline void output_columns(const float *s, const float *v, int64_t stride, int64_t keys, float *ot) {
+  F acc[C][NV];
+  for (int c = 0; c < C; ++c)
+    for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * NV + n) * W);
+  for (int64_t j = 0; j < keys; ++j) {
+    F weight[NV];
+    for (int n = 0; n < NV; ++n) weight[n] = load(s + (j * NV + n) * W);
+    for (int c = 0; c < C; ++c) {
+      const F value = set1(v[j * stride + c]);
+      for (int n = 0; n < NV; ++n) acc[c][n] = fma(value, weight[n], acc[c][n]);
+    }
+  }
+  for (int c = 0; c < C; ++c)
+    for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
+}
+
+// s[j][lane] = init[lane] + <k_j, q_lane>; top[lane] is raised to the largest.
+template <int NV>
+void score_tile(const SubBlock &block, TileRows k, int64_t keys, int64_t head_dim, const float *init, float *s,
+                float *top) {
+  int64_t j = 0;
+  for (; j + KR <= keys; j += KR)
+    score_rows<NV, KR>(block.qt, k.at + j * k.stride, k.stride, head_dim, init, s + j * NV * W, top);
+  if (KR > 4 && keys - j >= 4) {
+    score_rows<NV, 4>(block.qt, k.at + j * k.stride, k.stride, head_dim, init, s + j * NV * W, top);
+    j += 4;
+  }
+  for (; j < keys; ++j)
+    score_rows<NV, 1>(block.qt, k.at + j * k.stride, k.stride, head_dim, init, s + j * NV * W, top);
+}
+
+// O^T += V^T P^T
+template <int NV>
+void output_tile(const SubBlock &block, TileRows v, int64_t keys, int64_t v_dim, const float *s) {
+  int64_t c = 0;
+  for (; c + KR <= v_dim; c += KR) output_columns<NV, KR>(s, v.at + c, v.stride, keys, block.ot + c * NV * W);
+  if (KR > 4 && v_dim - c >= 4) {
+    output_columns<NV, 4>(s, v.at + c, v.stride, keys, block.ot + c * NV * W);
+    c += 4;
+  }
+  for (; c < v_dim; ++c) output_columns<NV, 1>(s, v.at + c, v.stride, keys, block.ot + c * NV * W);
+}
+
+struct Modifiers {
+  bool any;  // softcap, ALiBi or a mask: scores are changed before the reference maximum is subtracted
+  float softcap;
+  const float *slopes;       // per lane, times log2(e); NULL without ALiBi
+  const int32_t *positions;  // per lane
+  const int64_t *mask_rows;  // per lane; NULL without a mask
+};
+
+// Everything between the product and the exponential that is not plain; leaves s relative to neg_m and `top` right.
+template <int NV>
+void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, bool full, int64_t key, int64_t keys,
+                 float *s, float *top) {
+  if (mod.softcap > 0) {
+    const F cap = set1(mod.softcap * LOG2E);
+    for (int64_t i = 0; i < keys * NV; ++i) store(s + i * W, mul(tanh(load(s + i * W)), cap));
+  }
+  if (mod.slopes) {
+    for (int n = 0; n < NV; ++n) {
+      float distance[W];  // from the query to the tile's first key
+      for (int i = 0; i < W; ++i) distance[i] = static_cast<float>(key - mod.positions[n * W + i]);
+      const F slope = load(mod.slopes + n * W), start = mul(slope, load(distance));
+      for (int64_t j = 0; j < keys; ++j) {
+        float *at = s + (j * NV + n) * W;
+        store(at, add(load(at), fma(slope, set1(static_cast<float>(j)), start)));
+      }
+    }
+  }
+  if (mod.mask_rows)
+    for (int n = 0; n < NV; ++n) add_mask(p, mod.mask_rows + n * W, key, keys, s + n * W, NV * W);
+  for (int n = 0; n < NV; ++n) {
+    const F shift = mod.any ? load(block.neg_m + n * W) : zero();
+    F highest = set1(-INFINITY);
+    for (int64_t j = 0; j < keys; ++j) {
+      float *at = s + (j * NV + n) * W;
+      F score = add(load(at), shift);
+      if (!full) score = hide(score, static_cast<int32_t>(key + j), block.first + n * W, block.last + n * W);
+      highest = max(score, highest);
+      store(at, score);
+    }
+    store(top + n * W, highest);
+  }
+}
+
+// s becomes 2^(s - growth); l collects the sums.
+template <int NV>
+void weights_tile(const SubBlock &block, const float *growth, int64_t keys, float *s) {
+  F sum[NV], shift[NV];
+  for (int n = 0; n < NV; ++n) {
+    sum[n] = load(block.l + n * W);
+    shift[n] = growth ? load(growth + n * W) : zero();
+  }
+  if (growth) {
+    for (int64_t j = 0; j < keys; ++j)
+      for (int n = 0; n < NV; ++n) store(s + (j * NV + n) * W, sub(load(s + (j * NV + n) * W), shift[n]));
+  }
+  for (int64_t j = 0; j < keys; ++j)
+    for (int n = 0; n < NV; ++n) {
+      const F weight = exp2(load(s + (j * NV + n) * W));
+      sum[n] = add(sum[n], weight);
+      store(s + (j * NV + n) * W, weight);
+    }
+  for (int n = 0; n < NV; ++n) store(block.l + n * W, sum[n]);
+}
+
+// Where a row's maximum grew too far (or its first key came), move the row to its new maximum.
+template <int NV>
+void rescale(const SubBlock &block, int64_t v_dim, const float *top, float *growth) {
+  F factor[NV];
+  for (int n = 0; n < NV; ++n) {
+    const F t = load(top + n * W), limit = load(block.limit + n * W);
+    const F grown = select_gt(t, limit, t, zero());
+    // A row without keys so far has l = 0 and O = 0, which any finite factor leaves alone; 2^-grown may be infinite.
+    factor[n] = select_gt(limit, zero(), exp2(sub(zero(), grown)), set1(1.0f));
+    store(growth + n * W, grown);
+    store(block.neg_m + n * W, sub(load(block.neg_m + n * W), grown));
+    store(block.limit + n * W, select_gt(t, limit, set1(LAZY), limit));
+    store(block.l + n * W, mul(load(block.l + n * W), factor[n]));
+  }
+  for (int64_t c = 0; c < v_dim; ++c)
+    for (int n = 0; n < NV; ++n) store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
+}
+
+template <int NV>
+void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, TileRows k, TileRows v, int64_t key,
+                 int64_t keys, float *s) {
+  alignas(64) float top[NV * W], growth[NV * W], nothing[NV * W];
+  for (int n = 0; n < NV; ++n) {
+    store(top + n * W, set1(-INFINITY));
+    store(nothing + n * W, zero());
+  }
+  const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
+  score_tile<NV>(block, k, keys, p.head_dim, mod.any ? nothing : block.neg_m, s, top);
+  if (mod.any || !full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
+  bool grew = false;
+  for (int n = 0; n < NV; ++n) grew |= any_gt(load(top + n * W), load(block.limit + n * W));
+  if (grew) rescale<NV>(block, p.v_dim, top, growth);
+  weights_tile<NV>(block, grew ? growth : nullptr, keys, s);
+  output_tile<NV>(block, v, keys, p.v_dim, s);
+}
+
+inline void attend_sub_block(const fa_problem &p, const SubBlock &block, const Modifiers &mod, TileRows k, TileRows v,
+                             int64_t key, int64_t keys, float *s) {
+  static_assert(MAX_NV == 2 || MAX_NV == 3, "one case for each number of vectors");
+  if (block.nv == 1) return attend_tile<1>(p, block, mod, k, v, key, keys, s);
+  if (block.nv == 2) return attend_tile<2>(p, block, mod, k, v, key, keys, s);
+  if constexpr (MAX_NV == 3) attend_tile<3>(p, block, mod, k, v, key, keys, s);
+}
+
+}  // namespace
+}  // namespace FA_NAMESPACE

@@ -151,6 +151,13 @@ def as_mask(rng: Generator, normal: np.ndarray, kind: type) -> np.ndarray:
     return normal.astype(kind)
 
 
+def _first_keys_far_below(rng: Generator, n: Sizes, x: Arrays) -> Arrays:
+    """Logits of -1e4 until the middle of a tile, then ordinary ones: the running maximum must not blur them."""
+    q, k, v = x
+    q, k[:, :, :110] = np.abs(q), np.abs(k[:, :, :110]) * -2000.0
+    return q, k, v
+
+
 def _poisoned_mask(rng: Generator, n: Sizes) -> Options:
     mask = rng.standard_normal(n.scores).astype(np.float32)
     mask[0, ..., 17:] = np.nan
@@ -188,7 +195,7 @@ def _features() -> Iterator[Case]:
         yield Case(f"causal, q_offset {name}", options=options(causal=True, q_offset=offset))
     yield Case("q_offset without causal or window", options=options(q_offset=-7))
 
-    for window in [(0, 0), (3, None), (None, 3), (5, 2), (-1, 0), (70, -1), (None, None), (129, 40), (0, 500)]:
+    for window in [(0, 0), (3, None), (None, 3), (5, 2), (-1, 0), (70, -1), (None, None), (129, 40), (0, 500), (2**40, 7), (0, 2**62)]:
         yield Case(f"window {window}", options=options(window=window))
         yield Case(f"causal, window {window}", options=options(window=window, causal=True))
     yield Case("window from the top left", options=options(window=(16, 3), q_offset=0))
@@ -240,6 +247,7 @@ def _features() -> Iterator[Case]:
         "logits that fall with the key",
         arrays=lambda r, n, x: (np.abs(x[0]), np.ones_like(x[1]) * np.arange(n.k_len)[:, None] / -8, x[2]),
     )
+    yield Case("first keys far below the others", arrays=_first_keys_far_below)
     yield Case("constant logits", arrays=gain(q=0.0))
     yield Case("constant arrays", arrays=lambda r, n, x: tuple(np.full_like(a, 0.7) for a in x))
     yield Case("large values", arrays=gain(v=10_000.0))
@@ -254,6 +262,8 @@ def _features() -> Iterator[Case]:
     slopes = np.linspace(-0.1, 0.3, 8, dtype=np.float32).reshape(2, 4)
     yield Case("ALiBi per batch", options=options(alibi_slopes=slopes))
     yield Case("ALiBi per batch, offsets", options=options(alibi_slopes=slopes, q_offset=[-9, 300], window=(400, 5)))
+    for offset in (2**31, -(2**31)):
+        yield Case(f"ALiBi, position {offset}", options=options(alibi_slopes=slopes * 1e-8, q_offset=offset))
     yield Case("ALiBi, kv_lengths", options=options(alibi_slopes=slopes, kv_lengths=[33, 148]))
 
     for cap in (0.001, 0.5, 2.0, 30.0, 1000.0):

@@ -195,7 +195,19 @@ def _features() -> Iterator[Case]:
         yield Case(f"causal, q_offset {name}", options=options(causal=True, q_offset=offset))
     yield Case("q_offset without causal or window", options=options(q_offset=-7))
 
-    for window in [(0, 0), (3, None), (None, 3), (5, 2), (-1, 0), (70, -1), (None, None), (129, 40), (0, 500), (2**40, 7), (0, 2**62)]:
+    for window in [
+        (0, 0),
+        (3, None),
+        (None, 3),
+        (5, 2),
+        (-1, 0),
+        (70, -1),
+        (None, None),
+        (129, 40),
+        (0, 500),
+        (2**40, 7),
+        (0, 2**62),
+    ]:
         yield Case(f"window {window}", options=options(window=window))
         yield Case(f"causal, window {window}", options=options(window=window, causal=True))
     yield Case("window from the top left", options=options(window=(16, 3), q_offset=0))
@@ -217,7 +229,8 @@ def _features() -> Iterator[Case]:
     yield Case("no key, all poison", options=options(kv_lengths=[0, 0]), arrays=poison(np.nan, (0, 0)))
     yield Case("mask poisoned past the keys", options=_poisoned_mask)
     yield Case(
-        "causal from the top left past kv_lengths", options=options(causal=True, q_offset=0, kv_lengths=[2, 40])
+        "causal from the top left past kv_lengths",
+        options=options(causal=True, q_offset=0, kv_lengths=[2, 40]),
     )
 
     yield Case("bool mask hides rows", options=_rows_hidden(False))
@@ -261,14 +274,18 @@ def _features() -> Iterator[Case]:
         yield Case(f"causal, ALiBi {low} to {high}", options=options(alibi_slopes=slopes, causal=True))
     slopes = np.linspace(-0.1, 0.3, 8, dtype=np.float32).reshape(2, 4)
     yield Case("ALiBi per batch", options=options(alibi_slopes=slopes))
-    yield Case("ALiBi per batch, offsets", options=options(alibi_slopes=slopes, q_offset=[-9, 300], window=(400, 5)))
+    yield Case(
+        "ALiBi per batch, offsets", options=options(alibi_slopes=slopes, q_offset=[-9, 300], window=(400, 5))
+    )
     for offset in (2**31, -(2**31)):
         yield Case(f"ALiBi, position {offset}", options=options(alibi_slopes=slopes * 1e-8, q_offset=offset))
     yield Case("ALiBi, kv_lengths", options=options(alibi_slopes=slopes, kv_lengths=[33, 148]))
 
     for cap in (0.001, 0.5, 2.0, 30.0, 1000.0):
         yield Case(f"softcap {cap}", options=options(softcap=cap))
-        yield Case(f"softcap {cap}, large logits", options=options(softcap=cap, causal=True), arrays=gain(q=900.0))
+        yield Case(
+            f"softcap {cap}, large logits", options=options(softcap=cap, causal=True), arrays=gain(q=900.0)
+        )
     yield Case(
         "softcap below mask and ALiBi",
         options=lambda r, n: _band(0, 70)(r, n) | {"softcap": 1.5, "alibi_slopes": slopes},
@@ -276,8 +293,12 @@ def _features() -> Iterator[Case]:
 
     for level in (0.0, 5.0, -5.0, 60.0, 1e4, -1e4, -np.inf):
         yield Case(f"sinks about {level}", options=_sinks(level))
-    yield Case("sinks of both signs", options=options(sinks=np.array([-np.inf, 30.0, -30.0, 0.0], np.float32)))
-    yield Case("sinks, causal from -20", options=lambda r, n: _sinks(2.0)(r, n) | {"causal": True, "q_offset": -20})
+    yield Case(
+        "sinks of both signs", options=options(sinks=np.array([-np.inf, 30.0, -30.0, 0.0], np.float32))
+    )
+    yield Case(
+        "sinks, causal from -20", options=lambda r, n: _sinks(2.0)(r, n) | {"causal": True, "q_offset": -20}
+    )
     yield Case("sinks, large logits", options=_sinks(100.0), arrays=gain(q=100.0))
     yield Case("everything", options=_everything)
 
@@ -305,7 +326,9 @@ def _masks() -> Iterator[Case]:
         for axes in range(4):
             yield Case(
                 f"{word} mask of {axes} axes",
-                options=_mask(lambda rng, n, axes=axes: np.asarray(rng.standard_normal(n.scores[4 - axes :])), kind),
+                options=_mask(
+                    lambda rng, n, axes=axes: np.asarray(rng.standard_normal(n.scores[4 - axes :])), kind
+                ),
             )
         yield Case(
             f"{word} mask of a batch, causal",
@@ -316,9 +339,13 @@ def _masks() -> Iterator[Case]:
         )
     for name, view in {
         "transposed": lambda rng, n: rng.standard_normal((n.k_len, n.q_len)).astype(np.float32).T,
-        "every second column": lambda rng, n: rng.standard_normal((n.q_len, 2 * n.k_len)).astype(np.float32)[:, ::2],
+        "every second column": lambda rng, n: rng.standard_normal((n.q_len, 2 * n.k_len)).astype(np.float32)[
+            :, ::2
+        ],
         "reversed": lambda rng, n: rng.standard_normal(n.scores).astype(np.float32)[::-1, ::-1, ::-1, ::-1],
-        "sliced": lambda rng, n: rng.standard_normal((9, n.q_len + 3, n.k_len + 5)).astype(np.float32)[3:7, 2:-1, 4:-1],
+        "sliced": lambda rng, n: rng.standard_normal((9, n.q_len + 3, n.k_len + 5)).astype(np.float32)[
+            3:7, 2:-1, 4:-1
+        ],
         "heads last": lambda rng, n: (
             rng.standard_normal((n.q_len, n.k_len, n.q_heads)).astype(np.float32).transpose(2, 0, 1)
         ),
@@ -327,7 +354,9 @@ def _masks() -> Iterator[Case]:
         ),
     }.items():
         yield Case(f"float mask {name}", options=lambda rng, n, view=view: {"mask": view(rng, n)})
-        yield Case(f"bool mask {name}", options=lambda rng, n, view=view: {"mask": _to_bool_in_place(view(rng, n))})
+        yield Case(
+            f"bool mask {name}", options=lambda rng, n, view=view: {"mask": _to_bool_in_place(view(rng, n))}
+        )
     for dtype in (np.float64, np.float16):
         yield Case(
             f"{np.dtype(dtype).name} mask",
@@ -365,20 +394,80 @@ def _lengths() -> Iterator[Case]:
     """Query and key lengths on, before and after every tile edge, and primes; both directions of Sq != Sk."""
     query = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 47, 48, 49, 53, 71, 72, 73, 95, 96, 97, 101]
     query += [143, 144, 145, 191, 192, 193, 211, 241]
-    key = [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 31, 32, 33, 63, 64, 65, 67, 95, 96, 97, 127, 128, 129, 131]
+    key = [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        11,
+        12,
+        13,
+        16,
+        17,
+        31,
+        32,
+        33,
+        63,
+        64,
+        65,
+        67,
+        95,
+        96,
+        97,
+        127,
+        128,
+        129,
+        131,
+    ]
     key += [191, 192, 193, 255, 256, 257, 263, 383, 384, 385]
     count = max(len(query), len(key))
     for i in range(count):
         sizes = Sizes(1, 2, 1, query[i % len(query)], key[i % len(key)], 12, 9)
         yield Case(f"Sq {sizes.q_len}, Sk {sizes.k_len}", sizes, options(causal=bool(i % 3 == 0)))
         sizes = Sizes(1, 1, 1, query[-1 - i % len(query)], key[i % len(key)], 10, 17)
-        yield Case(f"Sq {sizes.q_len}, Sk {sizes.k_len}, crossed", sizes, options(causal=bool(i % 2), q_offset=0))
+        yield Case(
+            f"Sq {sizes.q_len}, Sk {sizes.k_len}, crossed", sizes, options(causal=bool(i % 2), q_offset=0)
+        )
     for rows in (1, 2, 3, 4, 5, 7, 8, 15, 16, 17):
         for keys in (1, 5, 64, 130):
-            yield Case(f"{rows} queries, {keys} keys", Sizes(1, 1, 1, rows, keys, 16, 16), options(causal=True))
+            yield Case(
+                f"{rows} queries, {keys} keys", Sizes(1, 1, 1, rows, keys, 16, 16), options(causal=True)
+            )
 
 
-HEAD_DIMS = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 40, 63, 64, 65, 80, 96, 100, 127, 128, 129, 160, 192, 200, 255, 256)
+HEAD_DIMS = (
+    1,
+    2,
+    3,
+    5,
+    7,
+    8,
+    15,
+    16,
+    17,
+    31,
+    33,
+    40,
+    63,
+    64,
+    65,
+    80,
+    96,
+    100,
+    127,
+    128,
+    129,
+    160,
+    192,
+    200,
+    255,
+    256,
+)
 
 
 def _head_dims() -> Iterator[Case]:
@@ -393,7 +482,19 @@ def _head_dims() -> Iterator[Case]:
 
 def _heads() -> Iterator[Case]:
     """Groups of query heads on one KV head, batches, and empty axes."""
-    for q_heads, kv_heads in [(1, 1), (5, 5), (2, 1), (4, 2), (3, 1), (6, 2), (4, 1), (8, 1), (8, 4), (16, 1), (17, 1)]:
+    for q_heads, kv_heads in [
+        (1, 1),
+        (5, 5),
+        (2, 1),
+        (4, 2),
+        (3, 1),
+        (6, 2),
+        (4, 1),
+        (8, 1),
+        (8, 4),
+        (16, 1),
+        (17, 1),
+    ]:
         for q_len in (1, 2, 5, 20):
             sizes = Sizes(2, q_heads, kv_heads, q_len, 67, 16, 20)
             yield Case(f"{q_heads} query heads, {kv_heads} KV heads, Sq {q_len}", sizes, options(causal=True))

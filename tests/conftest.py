@@ -56,7 +56,9 @@ def _missing(isa: str) -> tuple[pytest.MarkDecorator, ...]:
     return (pytest.mark.skip(reason=f"this machine or this build lacks {isa}"),)
 
 
-CPU_ENGINES = [pytest.param(Engine("cpu", isa), id=f"cpu-{isa}", marks=_missing(isa)) for isa in cpu_kernels.ISAS]
+CPU_ENGINES = [
+    pytest.param(Engine("cpu", isa), id=f"cpu-{isa}", marks=_missing(isa)) for isa in cpu_kernels.ISAS
+]
 ENGINES = [*CPU_ENGINES, pytest.param(Engine("reference"), id="reference")]
 
 

@@ -31,12 +31,16 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         x, (*_pick(x, 0, 2), 3, *_pick(x, 1, 3)), lambda a: a[:, :, 1].transpose(0, 2, 1, 3)
     ),
     "inside wider rows": lambda x: _like(x, (*x.shape[:3], x.shape[3] + 13), lambda a: a[..., 5:-8]),
-    "inside longer axes": lambda x: _like(x, tuple(n + 3 for n in x.shape), lambda a: a[1:-2, 2:-1, 1:-2, :-3]),
+    "inside longer axes": lambda x: _like(
+        x, tuple(n + 3 for n in x.shape), lambda a: a[1:-2, 2:-1, 1:-2, :-3]
+    ),
     "batches backwards": lambda x: _like(x, x.shape, lambda a: a[::-1]),
     "heads backwards": lambda x: _like(x, x.shape, lambda a: a[:, ::-1]),
     "rows backwards": lambda x: _like(x, x.shape, lambda a: a[:, :, ::-1]),
     "all backwards but the last": lambda x: _like(x, x.shape, lambda a: a[::-1, ::-1, ::-1]),
-    "every second row": lambda x: _like(x, (*_pick(x, 0, 1), 2 * x.shape[2], x.shape[3]), lambda a: a[:, :, ::2]),
+    "every second row": lambda x: _like(
+        x, (*_pick(x, 0, 1), 2 * x.shape[2], x.shape[3]), lambda a: a[:, :, ::2]
+    ),
     "every second column": lambda x: _like(x, (*x.shape[:3], 2 * x.shape[3]), lambda a: a[..., ::2]),
     "columns backwards": lambda x: _like(x, x.shape, lambda a: a[..., ::-1]),
     "B H D S": lambda x: _like(x, _pick(x, 0, 1, 3, 2), lambda a: a.swapaxes(2, 3)),
@@ -68,7 +72,9 @@ class Guarded:
     def make(cls, shape: tuple[int, ...], dtype: np.dtype, layout: str) -> Guarded:
         """A buffer for (B, H, S, D) laid out as `layout`, with a band of 64 elements on both sides."""
         template = LAYOUTS[layout](np.zeros(shape, dtype=dtype))
-        reach = [(n - 1) * stride // dtype.itemsize for n, stride in zip(shape, template.strides, strict=True)]
+        reach = [
+            (n - 1) * stride // dtype.itemsize for n, stride in zip(shape, template.strides, strict=True)
+        ]
         before, after = -sum(min(r, 0) for r in reach), sum(max(r, 0) for r in reach)
         buffer = np.full(64 + before + after + 1 + 64, np.nan, dtype=dtype)
         view = np.lib.stride_tricks.as_strided(buffer[64 + before :], shape, template.strides)

@@ -26,13 +26,27 @@ def _lengths() -> list[Case]:
         for q, n in zip(range(2, 18), [700, 1300, 513, 2100] * 4, strict=True)
     ]
     cases += [
-        Case(f"{heads} heads on {kv_heads}, {q} queries", _long(q, 1100, 2, heads, kv_heads, 20), options(causal=True))
+        Case(
+            f"{heads} heads on {kv_heads}, {q} queries",
+            _long(q, 1100, 2, heads, kv_heads, 20),
+            options(causal=True),
+        )
         for heads, kv_heads in [(1, 1), (4, 1), (8, 2), (3, 1), (16, 1), (7, 1)]
         for q in (1, 2, 4)
     ]
     cases += [
         Case(f"head_dim {d}, long", Sizes(1, 2, 1, 1, 600, d, v_dim))
-        for d, v_dim in [(1, 3), (7, 64), (33, 5), (64, 64), (80, 96), (128, 128), (100, 17), (192, 128), (256, 256)]
+        for d, v_dim in [
+            (1, 3),
+            (7, 64),
+            (33, 5),
+            (64, 64),
+            (80, 96),
+            (128, 128),
+            (100, 17),
+            (192, 128),
+            (256, 256),
+        ]
     ]
     return cases
 
@@ -93,7 +107,10 @@ def _features() -> list[Case]:
         poisoned(np.inf),
         poisoned(3e4),
         Case("two ends", _long(1, 1100, 2), options(kv_lengths=[513, 1100]), poison(np.nan, (513, 1100))),
-        *(_one_split_only(a, b) for a, b in [(0, 1), (1499, 1500), (0, 256), (256, 512), (511, 513), (700, 1400)]),
+        *(
+            _one_split_only(a, b)
+            for a, b in [(0, 1), (1499, 1500), (0, 256), (256, 512), (511, 513), (700, 1400)]
+        ),
     ]
 
 

@@ -47,7 +47,9 @@ def test_stride_0(dtype: str, engine: Engine) -> None:
         problem = case.problem(dtype)
         for axis in range(3):
             k, v = (
-                np.broadcast_to(x[tuple(slice(0, 1) if i == axis else slice(None) for i in range(4))], x.shape)
+                np.broadcast_to(
+                    x[tuple(slice(0, 1) if i == axis else slice(None) for i in range(4))], x.shape
+                )
                 for x in (problem.k, problem.v)
             )
             shared = Problem(problem.q, k, v, problem.options)

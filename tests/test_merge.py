@@ -37,7 +37,9 @@ def after_merge(expected: Expected, dtype: str) -> Expected:
     unit = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}[dtype]
     finite_lse = np.where(np.isfinite(expected.lse), np.abs(expected.lse), 0.0)
     blur = (unit + 4 * 2**-24 * (1 + finite_lse))[..., None] * np.abs(expected.out).max(initial=1.0)
-    return Expected(expected.out, expected.lse, 2 * expected.out_tolerance + 2 * blur, 3 * expected.lse_tolerance)
+    return Expected(
+        expected.out, expected.lse, 2 * expected.out_tolerance + 2 * blur, 3 * expected.lse_tolerance
+    )
 
 
 CASES = [
@@ -50,7 +52,14 @@ CASES = [
     Case("merge mask", SIZES, lambda rng, n: {"mask": rng.random(n.scores) < 0.3}),
     Case("merge ALiBi", SIZES, options(alibi_slopes=np.array([0.5, 0.1, 0.02, -0.01], dtype=np.float32))),
 ]
-SPLITS = ([0, 100, 201], [0, 1, 201], [0, 200, 201], [0, 0, 201], [0, 64, 128, 192, 201], list(range(0, 202, 3)))
+SPLITS = (
+    [0, 100, 201],
+    [0, 1, 201],
+    [0, 200, 201],
+    [0, 0, 201],
+    [0, 64, 128, 192, 201],
+    list(range(0, 202, 3)),
+)
 
 
 @pytest.mark.parametrize("splits", SPLITS, ids=lambda splits: f"{len(splits) - 1} parts from {splits[1]}")
@@ -109,7 +118,9 @@ def test_nothing_but_empty_parts() -> None:
 def test_far_apart_parts_do_not_overflow() -> None:
     """exp(1e4) overflows every float; the merge shifts by the largest first."""
     out = np.stack([np.full((1, 1, 2, 3), value, dtype=np.float32) for value in (1.0, 2.0)])
-    lse = np.array([1e4, 1e4], dtype=np.float32)[:, None, None, None] * np.ones((2, 1, 1, 2), dtype=np.float32)
+    lse = np.array([1e4, 1e4], dtype=np.float32)[:, None, None, None] * np.ones(
+        (2, 1, 1, 2), dtype=np.float32
+    )
     merged, merged_lse = fastattention.merge([(out[0], lse[0]), (out[1], lse[1])])
     np.testing.assert_allclose(merged, 1.5, rtol=1e-6)
     np.testing.assert_allclose(merged_lse, 1e4 + np.log(2), rtol=1e-6)

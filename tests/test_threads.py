@@ -128,7 +128,9 @@ def test_parent_goes_on_after_a_fork() -> None:
 
 def _run(script: str) -> None:
     """Run a script in a fresh interpreter, which must end well and in time."""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
 
 

@@ -96,7 +96,9 @@ def test_a_neighbours_poison_stays_there(engine: Engine) -> None:
         sick_k, sick_v = k.copy(), v.copy()
         sick_k[cu_k[b] : cu_k[b + 1]] = np.nan
         sick_v[cu_k[b] : cu_k[b + 1]] = np.inf
-        out = fastattention.attention_varlen(q, sick_k, sick_v, cu_q, cu_k, causal=True, backend=engine.backend)
+        out = fastattention.attention_varlen(
+            q, sick_k, sick_v, cu_q, cu_k, causal=True, backend=engine.backend
+        )
         sound = np.ones(len(q), dtype=np.bool_)
         sound[cu_q[b] : cu_q[b + 1]] = False
         error = error_in_tolerances(out[sound], expected.out[sound], expected.out_tolerance[sound])

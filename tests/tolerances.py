@@ -46,11 +46,19 @@ class Rounding:
 TOLERANCES = {
     ("float64", "float64"): Rounding(2**-53, 2**-53, 0.0, "the reference, summed in another order"),
     ("float32", "float64"): Rounding(2**-24, 2**-53, 2**-150, "computed in float64, rounded once"),
-    ("float16", "float64"): Rounding(2**-11, 2**-24, 2**-25, "rounded from float64, perhaps by way of float32"),
-    ("bfloat16", "float64"): Rounding(2**-8, 2**-24, 2**-134, "rounded from float64, perhaps by way of float32"),
+    ("float16", "float64"): Rounding(
+        2**-11, 2**-24, 2**-25, "rounded from float64, perhaps by way of float32"
+    ),
+    ("bfloat16", "float64"): Rounding(
+        2**-8, 2**-24, 2**-134, "rounded from float64, perhaps by way of float32"
+    ),
     ("float32", "float32"): Rounding(2**-24, 2**-24, 2**-150, "products, weights and sums in float32"),
-    ("float16", "float32"): Rounding(2**-11, 2**-24, 2**-25, "widened exactly, computed in float32, rounded once"),
-    ("bfloat16", "float32"): Rounding(2**-8, 2**-24, 2**-134, "widened exactly, computed in float32, rounded once"),
+    ("float16", "float32"): Rounding(
+        2**-11, 2**-24, 2**-25, "widened exactly, computed in float32, rounded once"
+    ),
+    ("bfloat16", "float32"): Rounding(
+        2**-8, 2**-24, 2**-134, "widened exactly, computed in float32, rounded once"
+    ),
 }
 
 

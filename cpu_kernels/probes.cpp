@@ -22,8 +22,8 @@
 
 namespace {
 
-constexpr double kSliceSeconds =
-    0.004;  // long enough for the clock, short enough to fit between disturbances
+// Long enough for the clock, short enough to fit between disturbances.
+constexpr double kSliceSeconds = 0.004;
 
 double now() {
   timespec t;

@@ -1,0 +1,117 @@
+"""Sphinx configuration of the FastAttention book.
+
+Every page is executed while it is built, warnings are errors (the Makefile passes ``-W --keep-going``), and the built
+book asks nothing of any other host: MathJax is in ``_static/mathjax``, figures are drawn by the pages themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE / "_build"
+
+
+def pin_kernel(folder: Path) -> None:
+    """Make pages run in the interpreter that runs Sphinx, whatever kernels this user has installed elsewhere."""
+    spec = folder / "kernels" / "fastattention-book"
+    spec.mkdir(parents=True, exist_ok=True)
+    kernel = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "The FastAttention book",
+        "language": "python",
+    }
+    (spec / "kernel.json").write_text(json.dumps(kernel, indent=1), encoding="utf-8")
+    os.environ["JUPYTER_PATH"] = str(folder)
+    # A reader's own IPython start-up files must not change what the book shows.
+    os.environ["IPYTHONDIR"] = str(folder / "ipython")
+    os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
+
+
+pin_kernel(BUILD / "jupyter")
+
+project = "FastAttention"
+author = "The FastAttention authors"
+project_copyright = author
+release = installed_version("fastattention")
+version = release
+
+extensions = [
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx_design",
+]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+templates_path = ["_templates"]
+language = "en"
+source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
+default_role = None
+
+# -- Pages that run ---------------------------------------------------------------------------------------------------
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_merge_streams = True
+nb_kernel_rgx_aliases = {"python3": "fastattention-book"}
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # the default fetches require.js from another host
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "substitution"]
+myst_heading_anchors = 3
+myst_substitutions = {"version": release}
+
+# -- Mathematics, offline ---------------------------------------------------------------------------------------------
+mathjax_path = "mathjax/startup.js"
+mathjax3_config = {
+    "loader": {"load": ["core", "input/tex", "output/svg", "a11y/assistive-mml"]},
+    # Extensions are not vendored: an unknown macro shows in red instead of asking for a file that is not there.
+    "tex": {"packages": {"[-]": ["autoload", "require"]}},
+    "svg": {"fontCache": "global"},
+    "options": {"enableMenu": False, "ignoreHtmlClass": "tex2jax_ignore|mathjax_ignore|document"},
+}
+mathjax3_config["options"]["processHtmlClass"] = "tex2jax_process|mathjax_process|math|output_area"
+
+# -- API --------------------------------------------------------------------------------------------------------------
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_typehints = "none"  # the numpydoc sections say shapes and units, which annotations cannot
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+add_module_names = False
+
+nitpicky = True
+# No inventory of another project is fetched, so that the book builds without a network.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(numpy|np|torch|jax|collections|typing|pathlib|argparse|ml_dtypes)(\..*)?"),
+    (r"py:.*", r"(ndarray|array_like|scalar|optional|int|float|bool|str|dict|list|tuple|callable|iterable)"),
+]
+
+# -- Look -------------------------------------------------------------------------------------------------------------
+html_theme = "pydata_sphinx_theme"
+html_title = "FastAttention"
+html_static_path = ["_static"]
+html_css_files = ["book.css"]
+html_js_files = ["steps.js"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
+pygments_style = "friendly"
+html_theme_options = {
+    "logo": {"text": "FastAttention"},
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "navbar_align": "left",
+    "header_links_before_dropdown": 6,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}

@@ -1,0 +1,45 @@
+"""Exact attention, readable, proven and fast.
+
+`attention` computes it, `attention_varlen` over packed sequences; `KVCache` holds a decoder's keys and values;
+`merge` joins attention over parts of the keys. `reference` is the specification that every kernel is tested against.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+try:
+    from . import cpu_kernels, reference
+except ImportError as _error:
+    if not (Path(__file__).parent / "cpu_kernels").is_dir():
+        raise ImportError(
+            "fastattention is being imported from its source checkout, where its kernels are not built. Install it "
+            "(`pip install .` in the checkout; `make dev` to work on it), or start Python in another directory."
+        ) from _error
+    raise
+
+from .attention import attention, attention_varlen, merge
+from .cache import KVCache
+from .config import get_isa, num_threads, set_isa, show_config
+
+__all__ = [
+    "KVCache",
+    "attention",
+    "attention_varlen",
+    "cpu_kernels",
+    "get_isa",
+    "merge",
+    "num_threads",
+    "reference",
+    "set_isa",
+    "show_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":  # read when asked for: importlib.metadata takes longer to import than all the rest
+        from importlib.metadata import version
+
+        return version("fastattention")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

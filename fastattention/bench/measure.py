@@ -1,0 +1,170 @@
+"""Correctness first, then time: what a figure of the benchmark rests on."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import reference
+from .cases import Case, Data
+
+__all__ = ["TOLERANCE", "Expected", "Timing", "error", "expected_rows", "pinned", "time_call"]
+
+#: Largest error of a sampled row, relative to that row's largest entry. float32: sums of some thousand terms in another
+#: order and a polynomial exponential, with room; a kernel that works in bfloat16 inside misses it tenfold. The 16-bit
+#: types: the rounding of the output (2^-11, 2^-8) and of probabilities stored in the type.
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
+
+_SAMPLED_HEADS = 3
+_SAMPLED_ROWS = 6  # of each sampled head
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Sampled rows of the right answer: head and query of each, and the float64 rows (N, Dv)."""
+
+    heads: NDArray[np.int64]
+    queries: NDArray[np.int64]
+    rows: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of each call, in order, and the largest relative error of the output that was checked before."""
+
+    seconds: list[float]
+    error: float
+
+    @property
+    def median(self) -> float:
+        """Median in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """10th and 90th percentile in seconds."""
+        low, high = np.percentile(self.seconds, (10, 90))
+        return float(low), float(high)
+
+
+def expected_rows(case: Case, data: Data, seed: int = 1) -> Expected:
+    """Compute a sample of output rows by the reference, in float64: first, last and random rows of some heads."""
+    rng = np.random.default_rng(seed)
+
+    def sample(size: int, count: int) -> NDArray[np.int64]:
+        inner = rng.integers(0, size, count)
+        return np.unique(np.concatenate([[0, size - 1], inner]).astype(np.int64))
+
+    group = case.q_heads // case.kv_heads
+    heads, queries, rows = [], [], []
+    for h in sample(case.q_heads, _SAMPLED_HEADS - 2):
+        kv = slice(h // group, h // group + 1)
+        for i in sample(case.q_len, _SAMPLED_ROWS - 2):
+            row, _ = reference.attention(
+                data.q[:, h : h + 1, i : i + 1],
+                data.k[:, kv],
+                data.v[:, kv],
+                causal=case.causal,
+                window=case.window,
+                mask=None if data.mask is None else data.mask[:, :, i : i + 1],
+                q_offset=int(case.k_len - case.q_len + i),
+            )
+            heads.append(h)
+            queries.append(i)
+            rows.append(row[0, 0, 0])
+    return Expected(np.array(heads), np.array(queries), np.array(rows))
+
+
+def error(expected: Expected, out: NDArray) -> float:
+    """Return the largest error of the sampled rows of `out` (1, Hq, Sq, Dv), each relative to its row's largest entry.
+
+    A wrong shape is an infinite error; a NaN anywhere in the sample gives NaN, which is below no tolerance.
+    """
+    heads, queries, rows = expected.heads, expected.queries, expected.rows
+    if out.ndim != 4 or out.shape[0] != 1 or out.shape[3] != rows.shape[1]:
+        return float("inf")
+    if out.shape[1] <= heads.max() or out.shape[2] <= queries.max():
+        return float("inf")
+    sampled = out[0, heads, queries].astype(np.float64)
+    largest = np.abs(rows).max(axis=1)
+    largest[largest == 0] = 1  # a row whose keys are all hidden is exactly 0
+    return float((np.abs(sampled - rows).max(axis=1) / largest).max())
+
+
+def time_call(call: Callable[[], object], *, budget: float, minimum: int = 5, maximum: int = 2000) -> list[float]:
+    """Time `call` until its median is known to half a percent, or `budget` seconds are used up; return each time.
+
+    At least `minimum` calls are made even if they overrun the budget, but no more than three once they overrun it
+    threefold. The first call has been made already, by the check: caches are warm and lazy set-up is done.
+
+    Parameters
+    ----------
+    call : callable
+        Runs once, synchronously.
+    budget : float
+        Seconds.
+    minimum, maximum : int
+        Numbers of calls.
+
+    Returns
+    -------
+    list of float
+        Seconds.
+    """
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < maximum:
+        start = time.perf_counter()
+        call()
+        end = time.perf_counter()
+        times.append(end - start)
+        used = end - begin
+        if len(times) >= minimum and (used >= budget or (used >= budget / 3 and _is_stable(times))):
+            break
+        if len(times) >= min(minimum, 3) and used >= 3 * budget:
+            break
+    return times
+
+
+def _is_stable(times: list[float]) -> bool:
+    # Standard error of a median from the median absolute deviation (1.4826 to a sigma, 1.2533 mean to median).
+    if len(times) < 10:
+        return False
+    median = statistics.median(times)
+    deviation = statistics.median(abs(t - median) for t in times)
+    return 1.4826 * 1.2533 * deviation / len(times) ** 0.5 < 0.005 * median
+
+
+@contextmanager
+def pinned(threads: int) -> Iterator[list[int]]:
+    """Keep every thread of this process, now and later, on `threads` of its cores; undo it at the end.
+
+    The last of the allowed cores are taken: the first one often serves most interrupts. Threads that another library
+    started earlier are moved too, so a row on one thread is a row on one core for all libraries alike. Where the system
+    has no such call (macOS), nothing is pinned and an empty list is given.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield []
+        return
+    allowed = os.sched_getaffinity(0)
+    cores = sorted(allowed)[-threads:]
+    _set_affinity(set(cores))
+    try:
+        yield cores
+    finally:
+        _set_affinity(allowed)
+
+
+def _set_affinity(cores: set[int]) -> None:
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            os.sched_setaffinity(int(thread), cores)
+        except ProcessLookupError:  # it ended between the listing and now
+            continue

@@ -1,0 +1,354 @@
+"""A decoder of the LLaMA family: NumPy and its BLAS for the matrices, this library for attention and the KV cache.
+
+Each layer is x += Wo attention(rope(Wq h), rope(Wk h), Wv h) with h = rmsnorm(x), then
+x += Wdown (silu(Wgate h) * Wup h) with h = rmsnorm(x) again (Touvron et al., arXiv 2302.13971). All in float32.
+
+What makes it quick, none of which changes the result beyond rounding:
+
+- Matrices that read the same input are stacked into one product: query, key and value; gate and up.
+- The gain vector of an RMSNorm is multiplied into the columns of the matrix behind it when the file is loaded, so
+  that the norm itself is one number a row.
+- Every step writes into buffers made once, for a chunk of the prompt whose activations stay in the cache.
+- Only the last position goes through the output matrix, which holds a fifth of the weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cache import KVCache
+from .errors import ModelError
+from .gguf import ModelFile
+
+__all__ = ["Config", "Llama", "Session"]
+
+FloatArray = NDArray[np.float32]
+
+_ARCHITECTURE = "llama"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes of a model, read from the metadata of its file and checked against one another."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_dim: int
+    rope_base: float
+    norm_epsilon: float
+    vocab_size: int
+    context: int
+
+    @classmethod
+    def from_file(cls, file: ModelFile) -> Config:
+        """Read the sizes.
+
+        Raises
+        ------
+        ModelError
+            Another architecture, a variant of this one that is not supported, or sizes that do not fit together.
+        """
+        architecture = file.scalar("general.architecture", str)
+        if architecture != _ARCHITECTURE:
+            raise ModelError(
+                f"{file.path}: architecture {architecture!r} is not supported (only {_ARCHITECTURE!r})"
+            )
+        if file.scalar("llama.expert_count", int, 0) > 0:
+            raise ModelError(f"{file.path}: mixtures of experts are not supported")
+        scaling = file.scalar("llama.rope.scaling.type", str, "none")
+        if scaling != "none":
+            raise ModelError(f"{file.path}: RoPE scaling of type {scaling!r} is not supported")
+        hidden = file.scalar("llama.embedding_length", int)
+        heads = file.scalar("llama.attention.head_count", int)
+        if heads < 1 or hidden < 1:
+            raise ModelError(f"{file.path}: {heads} heads over a hidden size of {hidden}")
+        head_dim = file.scalar("llama.attention.key_length", int, hidden // heads)
+        config = cls(
+            layers=file.scalar("llama.block_count", int),
+            hidden=hidden,
+            feed_forward=file.scalar("llama.feed_forward_length", int),
+            heads=heads,
+            kv_heads=file.scalar("llama.attention.head_count_kv", int, heads),
+            head_dim=head_dim,
+            rope_dim=file.scalar("llama.rope.dimension_count", int, head_dim),
+            rope_base=file.scalar("llama.rope.freq_base", float, 10000.0),
+            norm_epsilon=file.scalar("llama.attention.layer_norm_rms_epsilon", float),
+            vocab_size=len(file.strings("tokenizer.ggml.tokens")),
+            context=file.scalar("llama.context_length", int),
+        )
+        sizes = (config.layers, config.feed_forward, config.kv_heads, config.head_dim, config.context)
+        if (
+            min(sizes) < 1
+            or config.heads % config.kv_heads
+            or not 0 < config.rope_dim <= config.head_dim
+            or config.rope_dim % 2
+            or file.scalar("llama.attention.value_length", int, config.head_dim) != config.head_dim
+            or config.rope_base <= 0
+        ):
+            raise ModelError(f"{file.path}: the sizes in the metadata do not fit together ({config})")
+        return config
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Weights of one layer, outputs in rows, each norm's gain already multiplied in."""
+
+    qkv: FloatArray  # ((heads + 2 kv_heads) * head_dim, hidden)
+    out: FloatArray  # (hidden, heads * head_dim)
+    gate_up: FloatArray  # (2 * feed_forward, hidden)
+    down: FloatArray  # (hidden, feed_forward)
+
+
+class Llama:
+    """The weights of a model, in float32.
+
+    Parameters
+    ----------
+    config : Config
+    embedding : ndarray
+        (vocab, hidden).
+    layers : sequence of Layer
+    norm : ndarray
+        (hidden,): gain of the last norm.
+    head : ndarray
+        (vocab, hidden): the output matrix, which may be the embedding itself.
+    rope_divisors : ndarray, optional
+        (rope_dim / 2,): divide each rotation frequency (Llama 3.1's long-context correction); None for none.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        embedding: FloatArray,
+        layers: Sequence[Layer],
+        norm: FloatArray,
+        head: FloatArray,
+        rope_divisors: FloatArray | None = None,
+    ) -> None:
+        self.config = config
+        self.embedding = embedding
+        self.layers = tuple(layers)
+        self.norm = norm
+        self.head = head
+        self.rope_divisors = rope_divisors
+
+    @classmethod
+    def from_file(cls, file: ModelFile, progress: Callable[[int, int], None] | None = None) -> Llama:
+        """Load a model: 4 bytes of memory a parameter.
+
+        Parameters
+        ----------
+        file : ModelFile
+            A GGUF file of the architecture "llama", of any quantisation that the package ``gguf`` knows.
+        progress : callable, optional
+            Called with (layers loaded, layers in all).
+
+        Raises
+        ------
+        ModelError
+            A tensor is missing, of the wrong shape, broken, or of no meaning to this decoder: a bias that would be
+            left out must not go unnoticed.
+        """
+        config = Config.from_file(file)
+        hidden, ffn = config.hidden, config.feed_forward
+        q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        used: set[str] = set()
+
+        def tensor(name: str, *shape: int) -> FloatArray:
+            used.add(name)
+            return file.tensor(name, shape)
+
+        embedding = tensor("token_embd.weight", config.vocab_size, hidden)
+        layers = []
+        for index in range(config.layers):
+            block = f"blk.{index}."
+            gain = tensor(block + "attn_norm.weight", hidden)
+            qkv = np.empty((q_rows + 2 * kv_rows, hidden), np.float32)
+            np.multiply(tensor(block + "attn_q.weight", q_rows, hidden), gain, out=qkv[:q_rows])
+            np.multiply(tensor(block + "attn_k.weight", kv_rows, hidden), gain, out=qkv[q_rows : q_rows + kv_rows])
+            np.multiply(tensor(block + "attn_v.weight", kv_rows, hidden), gain, out=qkv[q_rows + kv_rows :])
+            gain = tensor(block + "ffn_norm.weight", hidden)
+            gate_up = np.empty((2 * ffn, hidden), np.float32)
+            np.multiply(tensor(block + "ffn_gate.weight", ffn, hidden), gain, out=gate_up[:ffn])
+            np.multiply(tensor(block + "ffn_up.weight", ffn, hidden), gain, out=gate_up[ffn:])
+            out = tensor(block + "attn_output.weight", hidden, q_rows)
+            layers.append(Layer(qkv, out, gate_up, tensor(block + "ffn_down.weight", hidden, ffn)))
+            if progress is not None:
+                progress(index + 1, config.layers)
+        norm = tensor("output_norm.weight", hidden)
+        tied = "output.weight" not in file.tensor_names
+        head = embedding if tied else tensor("output.weight", config.vocab_size, hidden)
+        scaled = "rope_freqs.weight" in file.tensor_names
+        divisors = tensor("rope_freqs.weight", config.rope_dim // 2) if scaled else None
+        unknown = sorted(file.tensor_names - used)
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise ModelError(f"{file.path}: tensor {unknown[0]}{more} has no place in this decoder")
+        return cls(config, embedding, layers, norm, head, divisors)
+
+
+class Session:
+    """One sequence running through a model: its KV caches, its buffers, and the position reached.
+
+    Parameters
+    ----------
+    model : Llama
+    context : int
+        Longest sequence, in tokens. The caches grow towards it as they fill.
+    backend : str
+        Which attention runs: "cpu", or "reference" for the specification in float64.
+    num_threads : int, optional
+        Threads of the attention; None for the library's own choice. The BLAS has a setting of its own.
+    cache_dtype : dtype
+        What keys and values are stored in: float32, float16 or bfloat16.
+    chunk : int
+        How many tokens of a prompt go through the layers at a time.
+
+    Attributes
+    ----------
+    position : int
+        Tokens taken so far.
+    attention_seconds : float
+        Time spent in the KV cache and the attention so far.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        *,
+        context: int,
+        backend: str = "cpu",
+        num_threads: int | None = None,
+        cache_dtype: np.typing.DTypeLike = np.float32,
+        chunk: int = 512,
+    ) -> None:
+        config = model.config
+        self.model = model
+        self.context = context
+        self.position = 0
+        self.attention_seconds = 0.0
+        self._backend = backend
+        self._num_threads = num_threads
+        self._caches = [
+            KVCache(1, config.kv_heads, config.head_dim, dtype=cache_dtype, max_length=context)
+            for _ in model.layers
+        ]
+        rows = min(chunk, context)
+        self._chunk = rows
+        q_cols, kv_cols = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self._x = np.empty((rows, config.hidden), np.float32)
+        self._normed = np.empty((rows, config.hidden), np.float32)
+        self._qkv = np.empty((rows, q_cols + 2 * kv_cols), np.float32)
+        self._mixed = np.empty((rows, q_cols), np.float32)
+        self._gate_up = np.empty((rows, 2 * config.feed_forward), np.float32)
+        self._gated = np.empty((rows, config.feed_forward), np.float32)
+        self._logits = np.empty(config.vocab_size, np.float32)
+        frequencies = config.rope_base ** (-np.arange(0, config.rope_dim, 2) / config.rope_dim)
+        if model.rope_divisors is not None:
+            frequencies = frequencies / model.rope_divisors
+        self._frequencies = frequencies  # (rope_dim / 2,) float64, radians a position
+
+    def forward(
+        self, tokens: Sequence[int] | NDArray[np.int64], progress: Callable[[int], None] | None = None
+    ) -> FloatArray:
+        """Take tokens into the sequence.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            (S,), S at least 1: a whole prompt, or the one token just chosen.
+        progress : callable, optional
+            Called with the number of tokens done after every chunk.
+
+        Returns
+        -------
+        ndarray
+            float32 (vocab,): logits for the token that follows the last one. The next call overwrites them.
+
+        Raises
+        ------
+        ValueError
+            No tokens, tokens outside the vocabulary, or more of them than the context has room for. The session is
+            left as it was.
+        """
+        ids = np.asarray(tokens, dtype=np.int64)
+        if ids.ndim != 1 or ids.size == 0:
+            raise ValueError(f"tokens: expected at least one, in one axis; got shape {ids.shape}")
+        if int(ids.min()) < 0 or int(ids.max()) >= self.model.config.vocab_size:
+            raise ValueError(f"tokens: expected 0 <= token < {self.model.config.vocab_size}")
+        if self.position + ids.size > self.context:
+            raise ValueError(
+                f"{self.position} + {ids.size} tokens do not fit the context of {self.context} tokens"
+            )
+        x = self._x
+        for start in range(0, ids.size, self._chunk):
+            x = self._layers(ids[start : start + self._chunk])
+            if progress is not None:
+                progress(min(start + self._chunk, ids.size))
+        last = self._normalise(x[-1:])[0]
+        last *= self.model.norm
+        return np.dot(self.model.head, last, out=self._logits)
+
+    def _layers(self, ids: NDArray[np.int64]) -> FloatArray:
+        """Run one chunk (S,) through all layers; return the residual stream (S, hidden)."""
+        config = self.model.config
+        rows = ids.size
+        x, qkv, mixed = self._x[:rows], self._qkv[:rows], self._mixed[:rows]
+        np.take(self.model.embedding, ids, axis=0, out=x, mode="clip")  # clip: "raise" would buffer; ids are checked
+
+        heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
+        # (S, heads + 2 kv_heads, D), and as attention wants it (1, heads, S, D): views, no copies.
+        by_head = qkv.reshape(rows, heads + 2 * kv_heads, dim)
+        q = by_head[None, :, :heads].transpose(0, 2, 1, 3)
+        k = by_head[None, :, heads : heads + kv_heads].transpose(0, 2, 1, 3)
+        v = by_head[None, :, heads + kv_heads :].transpose(0, 2, 1, 3)
+        out = mixed.reshape(1, rows, heads, dim).transpose(0, 2, 1, 3)
+        # GGUF files of this architecture pair neighbouring dimensions (2i, 2i + 1) for RoPE. A pair read as one
+        # complex number is rotated by one multiplication.
+        pairs = by_head[:, : heads + kv_heads, : config.rope_dim].view(np.complex64)
+        positions = np.arange(self.position, self.position + rows)
+        rotation = np.exp(1j * positions[:, None] * self._frequencies).astype(np.complex64)[:, None, :]
+
+        for layer, cache in zip(self.model.layers, self._caches, strict=True):
+            np.dot(self._normalise(x), layer.qkv.T, out=qkv)
+            np.multiply(pairs, rotation, out=pairs)
+            started = time.perf_counter()
+            cache.append(k, v)
+            cache.attend(q, causal=True, out=out, backend=self._backend, num_threads=self._num_threads)
+            self.attention_seconds += time.perf_counter() - started
+            x += np.dot(mixed, layer.out.T, out=self._normed[:rows])
+            x += self._feed_forward(layer, self._normalise(x))
+        self.position += rows
+        return x
+
+    def _normalise(self, x: FloatArray) -> FloatArray:
+        """Divide each row (S, hidden) by its root mean square; the gain is in the matrices behind."""
+        square = np.einsum("sh,sh->s", x, x)
+        square /= np.float32(x.shape[1])
+        square += np.float32(self.model.config.norm_epsilon)
+        np.sqrt(square, out=square)
+        return np.divide(x, square[:, None], out=self._normed[: len(x)])
+
+    def _feed_forward(self, layer: Layer, x: FloatArray) -> FloatArray:
+        """SwiGLU: (S, hidden) to (S, hidden), in the buffer that `x` came in."""
+        rows, width = len(x), self.model.config.feed_forward
+        both = np.dot(x, layer.gate_up.T, out=self._gate_up[:rows])
+        gate, up = both[:, :width], both[:, width:]
+        gated = self._gated[:rows]
+        np.negative(gate, out=gated)
+        # exp overflows to infinity below -88, where silu(gate) is rightly 0.
+        with np.errstate(over="ignore"):
+            np.exp(gated, out=gated)
+        gated += 1
+        np.divide(gate, gated, out=gated)
+        gated *= up
+        return np.dot(gated, layer.down.T, out=x)

@@ -1,0 +1,268 @@
+"""The only gate: what a caller passes becomes one `Problem`, or an error that names the argument.
+
+Validation never computes, and a backend never validates again. Everything is checked before any work is done and
+before `out` is touched. The common case, NumPy arrays and no options, passes through in a few microseconds: checks
+run in a flat sequence, and options cost only those who use them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arguments import (
+    MAX_LENGTH,
+    alibi_array,
+    flag,
+    float_option,
+    key_lengths,
+    mask_array,
+    operand,
+    output_array,
+    query_offsets,
+    sequence_starts,
+    sink_array,
+    usable,
+    window_bounds,
+)
+from .arrays import BFLOAT16, from_numpy, to_numpy
+from .config import check_threads, threads
+
+__all__ = ["MAX_HEAD_DIM", "Problem", "check_backend", "validate", "validate_varlen"]
+
+Array = NDArray[Any]
+
+MAX_HEAD_DIM = 256
+_INT64_MAX = 2**63 - 1
+
+KERNEL_DTYPES: frozenset[np.dtype[Any]] = frozenset((np.dtype(np.float32), np.dtype(np.float16), BFLOAT16))
+_FLOAT32 = np.dtype(np.float32)
+_FLOAT64 = np.dtype(np.float64)
+_SCALES = [0.0, *(dim**-0.5 for dim in range(1, MAX_HEAD_DIM + 1))]
+
+
+@dataclass(slots=True, eq=False)
+class Problem:
+    """One attention problem, checked and normalised; its fields are what ``cpu_kernels.attention`` takes.
+
+    Shapes are those of `attention`, or, where `cu_seqlens_q` is given, the packed ones of `attention_varlen`.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    out: Array
+    lse: Array | None  # float32, or float64 with a float64 q; None where nobody asked for it
+    scale: float
+    softcap: float  # 0: none
+    window_left: int  # -1: unbounded
+    window_right: int  # -1: unbounded; causal is 0
+    mask: Array | None  # (B, Hq, Sq, Sk), bool or floating
+    alibi_slopes: Array | None
+    sinks: Array | None
+    kv_lengths: Array | None  # int64 (B,)
+    q_offsets: Array | None  # int64 (B,); None: bottom-right aligned
+    cu_seqlens_q: Array | None  # int64 (B + 1,)
+    cu_seqlens_k: Array | None
+    max_seqlen_q: int
+    max_seqlen_k: int
+    num_threads: int
+    kind: str  # of the caller's arrays
+    caller_out: Any  # the caller's own `out`, or None
+
+    def result(self, return_lse: bool) -> Any:
+        """Return what the public functions return, of the caller's kind."""
+        kind = self.kind
+        out = self.caller_out
+        if out is None:
+            out = self.out if kind == "numpy" else from_numpy(self.out, kind)
+        return (out, from_numpy(self.lse, kind)) if return_lse and self.lse is not None else out
+
+
+def check_backend(backend: Any) -> bool:
+    """Raise unless this version has the backend; return whether it is the reference."""
+    if backend == "auto" or backend == "cpu":  # noqa: PLR1714 (twice as fast as a tuple, and on every call)
+        return False
+    if backend == "reference":
+        return True
+    if backend == "gpu":
+        raise ValueError("backend: 'gpu': this version has no GPU kernels; use 'cpu' or 'auto'")
+    raise ValueError(f"backend: expected 'auto', 'cpu' or 'reference', got {backend!r}")
+
+
+def _check_dtypes(q: Array, k: Array, v: Array, reference: bool, cached: bool) -> None:
+    """Raise unless the backend takes these dtypes together."""
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        dtype = array.dtype
+        if not dtype.isnative:
+            raise TypeError(f"{name}: byte-swapped arrays are not supported, got dtype {dtype.str!r}")
+        if dtype == _FLOAT64 and not reference:
+            raise TypeError(f"{name}: the CPU kernels have no float64; pass backend='reference', or convert to float32")
+        if dtype not in KERNEL_DTYPES and dtype != _FLOAT64:
+            raise TypeError(f"{name}: expected float32, float16, bfloat16 (or float64 on the reference), got {dtype}")
+    if k.dtype != v.dtype:
+        raise TypeError(f"v: expected k's dtype {k.dtype}, got {v.dtype}")
+    if cached:
+        if q.dtype != k.dtype and q.dtype != _FLOAT32:
+            raise TypeError(f"q: expected float32 or the cache's {k.dtype}, got {q.dtype}")
+    elif q.dtype != k.dtype:
+        raise TypeError(f"k: expected q's dtype {q.dtype}, got {k.dtype}")
+
+
+def _check_sizes(q_heads: int, kv_heads: int, head_dim: int, v_dim: int, q_len: int, k_len: int, batch: int) -> None:
+    if (q_heads % kv_heads if kv_heads else q_heads) != 0:
+        raise ValueError(f"q: its number of heads ({q_heads}) must be a multiple of k's and v's ({kv_heads})")
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"q: expected a head dimension D from 1 to {MAX_HEAD_DIM}, got {head_dim}")
+    if not 1 <= v_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"v: expected a head dimension Dv from 1 to {MAX_HEAD_DIM}, got {v_dim}")
+    if k_len > MAX_LENGTH:
+        raise ValueError(f"k: expected at most 2**31 - 1 keys, got {k_len}")
+    if q_len > MAX_LENGTH:
+        raise ValueError(f"q: expected at most 2**31 - 1 queries, got {q_len}")
+    if batch * q_heads * q_len * max(k_len, v_dim, head_dim) > _INT64_MAX:
+        raise ValueError(
+            f"q, k: the sizes B = {batch}, Hq = {q_heads}, Sq = {q_len}, Sk = {k_len} multiply to more than int64 holds"
+        )
+
+
+def _check_padded_shapes(q: Array, k: Array, v: Array) -> None:
+    for name, array, expected in (
+        ("q", q, "(B, Hq, Sq, D)"), ("k", k, "(B, Hkv, Sk, D)"), ("v", v, "(B, Hkv, Sk, Dv)"),
+    ):  # fmt: skip
+        if array.ndim != 4:
+            raise ValueError(f"{name}: expected 4 axes {expected}, got shape {array.shape}")
+    if k.shape[0] != q.shape[0]:
+        raise ValueError(f"k: expected q's batch size {q.shape[0]}, got shape {k.shape}")
+    if k.shape[3] != q.shape[3]:
+        raise ValueError(f"k: expected q's head dimension {q.shape[3]}, got shape {k.shape}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"v: expected (B, Hkv, Sk) of k = {k.shape[:3]}, got shape {v.shape}")
+    batch, q_heads, q_len, head_dim = q.shape
+    _, kv_heads, k_len, v_dim = v.shape
+    _check_sizes(q_heads, kv_heads, head_dim, v_dim, q_len, k_len, batch)
+
+
+def _check_packed_shapes(q: Array, k: Array, v: Array) -> None:
+    for name, array, expected in (("q", q, "(Tq, Hq, D)"), ("k", k, "(Tk, Hkv, D)"), ("v", v, "(Tk, Hkv, Dv)")):
+        if array.ndim != 3:
+            raise ValueError(f"{name}: expected 3 axes {expected}, got shape {array.shape}")
+    if k.shape[2] != q.shape[2]:
+        raise ValueError(f"k: expected q's head dimension {q.shape[2]}, got shape {k.shape}")
+    if v.shape[:2] != k.shape[:2]:
+        raise ValueError(f"v: expected (Tk, Hkv) of k = {k.shape[:2]}, got shape {v.shape}")
+    q_len, q_heads, head_dim = q.shape
+    k_len, kv_heads, v_dim = v.shape
+    _check_sizes(q_heads, kv_heads, head_dim, v_dim, q_len, k_len, 1)
+
+
+def _tensors(q: Any, k: Any, v: Any) -> tuple[Array, Array, Array, str]:
+    q, kind = to_numpy(q, "q")
+    return q, operand(k, "k", kind), operand(v, "v", kind), kind
+
+
+def validate(
+    q: Any, k: Any, v: Any, causal: Any, window: Any, mask: Any, alibi_slopes: Any, scale: Any, softcap: Any,
+    sinks: Any, kv_lengths: Any, q_offset: Any, return_lse: Any, out: Any, backend: Any, num_threads: Any,
+    cached: bool = False,
+) -> Problem:  # fmt: skip
+    """Check the arguments of `attention` and return the problem they describe.
+
+    With `cached`, k, v and kv_lengths are the cache's own arrays: NumPy whatever q's kind is, and of a dtype that may
+    differ from a float32 q's.
+    """
+    reference = check_backend(backend)
+    if type(q) is type(k) is type(v) is np.ndarray:
+        kind = "numpy"
+    elif cached:
+        q, kind = to_numpy(q, "q")
+    else:
+        q, k, v, kind = _tensors(q, k, v)
+    dtype = q.dtype
+    # The plain case costs one comparison and one look-up; every other goes through the full rules.
+    if not (dtype == k.dtype == v.dtype and dtype in KERNEL_DTYPES):
+        _check_dtypes(q, k, v, reference, cached)
+    _check_padded_shapes(q, k, v)
+    batch, q_heads, q_len, head_dim = q.shape
+    v_dim = v.shape[3]
+    k_len = k.shape[2]
+    shape = (batch, q_heads, q_len, v_dim)
+    if out is None:
+        destination = np.empty(shape, dtype)
+    else:  # before any option is replaced by a copy: `out` must not lie over what the caller passed
+        inputs = (
+            ("q", q), ("k", k), ("v", v), ("mask", mask), ("alibi_slopes", alibi_slopes), ("sinks", sinks),
+            ("kv_lengths", kv_lengths), ("q_offset", q_offset),
+        )  # fmt: skip
+        destination = output_array(out, shape, dtype, kind, inputs)
+
+    causal = causal if causal is True or causal is False else flag(causal, "causal")
+    if window is None:
+        left, right = -1, 0 if causal else -1
+    else:
+        left, right = window_bounds(window, causal)
+    scale = _SCALES[head_dim] if scale is None else float_option(scale, "scale")
+    softcap = 0.0 if softcap is None else float_option(softcap, "softcap", positive=True)
+    count = threads() if num_threads is None else check_threads(num_threads)
+    if mask is not None:
+        mask = mask_array(mask, (batch, q_heads, q_len, k_len), kind, float64=reference)
+    if alibi_slopes is not None:
+        alibi_slopes = alibi_array(alibi_slopes, batch, q_heads, kind, float64=reference)
+    if sinks is not None:
+        sinks = sink_array(sinks, q_heads, kind, float64=reference)
+    if kv_lengths is not None:
+        kv_lengths = key_lengths(kv_lengths, batch, k_len, "numpy" if cached else kind)
+    q_offsets = None if q_offset is None else query_offsets(q_offset, batch, kind)
+
+    lse = np.empty(shape[:3], _FLOAT64 if dtype == _FLOAT64 else _FLOAT32) if return_lse else None
+    return Problem(
+        usable(q), usable(k), usable(v), destination, lse, scale, softcap, left, right, mask, alibi_slopes, sinks,
+        kv_lengths, q_offsets, None, None, 0, 0, count, kind, out,
+    )  # fmt: skip
+
+
+def validate_varlen(
+    q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, causal: Any, window: Any, alibi_slopes: Any,
+    scale: Any, softcap: Any, sinks: Any, q_offset: Any, return_lse: Any, out: Any, backend: Any, num_threads: Any,
+) -> Problem:  # fmt: skip
+    """Check the arguments of `attention_varlen` and return the problem they describe."""
+    reference = check_backend(backend)
+    q, k, v, kind = _tensors(q, k, v)
+    dtype = q.dtype
+    _check_dtypes(q, k, v, reference, False)
+    _check_packed_shapes(q, k, v)
+    rows, q_heads, head_dim = q.shape
+    cu_q, longest_q = sequence_starts(cu_seqlens_q, "cu_seqlens_q", "Tq", rows, kind)
+    cu_k, longest_k = sequence_starts(cu_seqlens_k, "cu_seqlens_k", "Tk", k.shape[0], kind)
+    if cu_k.shape != cu_q.shape:
+        raise ValueError(f"cu_seqlens_k: expected as many entries as cu_seqlens_q {cu_q.shape}, got {cu_k.shape}")
+    batch = cu_q.shape[0] - 1
+    shape = (rows, q_heads, v.shape[2])
+    if out is None:
+        destination = np.empty(shape, dtype)
+    else:
+        inputs = (
+            ("q", q), ("k", k), ("v", v), ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k),
+            ("alibi_slopes", alibi_slopes), ("sinks", sinks), ("q_offset", q_offset),
+        )  # fmt: skip
+        destination = output_array(out, shape, dtype, kind, inputs)
+
+    causal = flag(causal, "causal")
+    left, right = (-1, 0 if causal else -1) if window is None else window_bounds(window, causal)
+    scale = _SCALES[head_dim] if scale is None else float_option(scale, "scale")
+    softcap = 0.0 if softcap is None else float_option(softcap, "softcap", positive=True)
+    count = threads() if num_threads is None else check_threads(num_threads)
+    if alibi_slopes is not None:
+        alibi_slopes = alibi_array(alibi_slopes, batch, q_heads, kind, float64=reference)
+    if sinks is not None:
+        sinks = sink_array(sinks, q_heads, kind, float64=reference)
+    q_offsets = None if q_offset is None else query_offsets(q_offset, batch, kind)
+
+    lse = np.empty(shape[:2], _FLOAT64 if dtype == _FLOAT64 else _FLOAT32) if return_lse else None
+    return Problem(
+        usable(q), usable(k), usable(v), destination, lse, scale, softcap, left, right, None, alibi_slopes, sinks,
+        None, q_offsets, cu_q, cu_k, longest_q, longest_k, count, kind, out,
+    )  # fmt: skip

@@ -80,7 +80,7 @@ def cpu_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture(autouse=True)
 def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what `np.empty` returns with NaN: an element that a kernel forgets is then no leftover of an earlier test."""
+    """Fill what `np.empty` returns with NaN, so that what a kernel forgets is no earlier test's result."""
     empty = np.empty
 
     def poisoned(*args: Any, **kwargs: Any) -> np.ndarray:

@@ -2,8 +2,8 @@
 
     python guard_pages.py ISA
 
-Started by test_guard_pages.py in a process of its own; prints what it is about to compute, so that the last line
-names what it died of.
+Started by test_guard_pages.py in a process of its own; prints what it is about to compute, so that the last
+line names what it died of.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from fastattention.reference import standard
 
 import fastattention
-from fastattention.reference import standard
 
 PAGE = mmap.PAGESIZE
 _PROT_NONE = 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .cases import DIMS, FEATURES, HEADS, LENGTHS, MASKS, Case, solved
+from .cases import DIMS, FEATURES, HEADS, LENGTHS, Case, solved
 from .conftest import Engine
+from .mask_cases import MASKS
 
 DTYPES = ("float32", "float16", "bfloat16")
 SWEEPS = LENGTHS + DIMS + HEADS

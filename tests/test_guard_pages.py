@@ -1,4 +1,4 @@
-"""No kernel touches memory outside its arrays: arrays next to a forbidden page, in a process that may die of it."""
+"""No kernel touches memory outside its arrays, which lie next to a forbidden page here."""
 
 from __future__ import annotations
 

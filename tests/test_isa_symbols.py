@@ -1,8 +1,8 @@
 """Code compiled for a newer instruction set must not be reachable from an older path.
 
-An inline function or a template that two objects define is a weak symbol, of which the linker keeps one. If it keeps
-the one compiled with AVX-512, the baseline dies on the machine it is there for. So an object of an instruction set
-may define one global symbol, its table of kernels, and no weak one.
+An inline function or a template that two objects define is a weak symbol, of which the linker keeps one. If
+that is the one compiled with AVX-512, the baseline dies on the machine it is there for. So an object of an
+instruction set may define one global symbol, its table of kernels, and no weak one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastattention import cpu_kernels
 
 
 def _archives() -> dict[str, Path]:
-    """The static library of each instruction set, newest build first, where this is a build directory's install."""
+    """The static library of each instruction set, where there is a build directory that still holds them."""
     spec = find_spec("fastattention.cpu_kernels._native")
     assert spec is not None
     assert spec.origin is not None

@@ -86,7 +86,7 @@ def test_out_of_every_size_stays_inside(dtype: str, cpu_engine: Engine) -> None:
 
 
 def test_hidden_rows_of_out_are_written(engine: Engine) -> None:
-    """Zero is a result too: NaN that lies in `out` must not survive where no key is visible or none exists."""
+    """Zero is a result too: NaN in `out` must not survive where no key is visible or none exists."""
     for n in (Sizes(k_len=0), Sizes(k_len=7, q_len=20), Sizes(k_len=7, q_len=2)):
         case = Case(f"nothing visible {n}", n, options(kv_lengths=[0, 0]))
         problem, expected = solved(case, "float32", engine.accumulation)

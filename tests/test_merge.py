@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def part(problem: Problem, begin: int, end: int) -> Problem:
 
 
 def after_merge(expected: Expected, dtype: str) -> Expected:
-    """Room for what parts lose: their outputs are rounded to `dtype`, their lse, which weighs them, to float32."""
+    """Room for what parts lose: outputs are rounded to `dtype`, and the lse that weighs them to float32."""
     unit = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8}[dtype]
     finite_lse = np.where(np.isfinite(expected.lse), np.abs(expected.lse), 0.0)
     blur = (unit + 4 * 2**-24 * (1 + finite_lse))[..., None] * np.abs(expected.out).max(initial=1.0)
@@ -67,8 +68,7 @@ SPLITS = (
 def test_parts_equal_the_whole(case: Case, splits: list[int], engine: Engine) -> None:
     for dtype in DTYPES:
         problem, expected = solved(case, dtype, "float32")  # merge computes in float32
-        bounds = zip(splits[:-1], splits[1:], strict=True)
-        parts = [engine.attention(part(problem, a, b), num_threads=1) for a, b in bounds]
+        parts = [engine.attention(part(problem, a, b), num_threads=1) for a, b in pairwise(splits)]
         out, lse = fastattention.merge(parts)
         assert (out.dtype, lse.dtype) == (problem.q.dtype, np.float32)
         check(out, lse, after_merge(expected, dtype))

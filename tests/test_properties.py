@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import fastattention
 
 from .cases import Case, Sizes, solve
 from .conftest import Engine, check
-from .test_merge import part, after_merge
+from .test_merge import after_merge, part
 from .test_random import draw_options
 from .tolerances import Problem, error_in_tolerances
 
@@ -83,7 +84,7 @@ def test_split_keys_merge_to_the_whole(engine: Engine, n: Sizes, seed: int, cuts
     problem = _problem(n, seed, causal=True, window=(60, None), mask=_float_mask(n, seed))
     expected = solve(problem, "float32", "float32")
     ends = [0, *sorted(int(cut * n.k_len) for cut in cuts), n.k_len]
-    parts = [engine.attention(part(problem, a, b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    parts = [engine.attention(part(problem, a, b)) for a, b in pairwise(ends)]
     check(*fastattention.merge(parts), after_merge(expected, "float32"))
 
 

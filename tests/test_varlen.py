@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastattention.reference import standard
 
 import fastattention
-from fastattention.reference import standard
 
 from .conftest import Engine
 from .tolerances import DTYPES, Expected, Problem, error_in_tolerances, tolerances

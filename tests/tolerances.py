@@ -7,13 +7,14 @@ first-order effect of rounding every score and every sum in the type of the accu
 
 With u the unit roundoff of the accumulation, p the weights, and D and Sk the lengths of the two sums,
 
-    error of score j     e_j = u * ((4 + sqrt D) * scale * sum_d |q_d k_jd| * softcap'  +  8 * (|terms_j| + |s_j|))
-    error of the output  half a unit in the last place of o  +  sum_j p_j (|v_j| + |o|) e_j  +  u * (8 + sqrt Sk) * sum_j p_j |v_j|
-    error of the lse     u_float32 * |lse|  +  sum_j p_j e_j  +  u * (8 + sqrt Sk)
+    error of score j  e_j = u * ((4 + sqrt D) * scale * sum_d |q_d k_jd| * softcap' + 8 * (|terms_j| + |s_j|))
+    error of the lse  u_float32 * |lse| + sum_j p_j e_j + u * (8 + sqrt Sk)
+    error of out      half a unit in the last place of out
+                      + sum_j p_j (|v_j| + |out|) e_j + u * (8 + sqrt Sk) * sum_j p_j (|v_j| + |out|)
 
 The square roots say that rounding errors of a sum carry random signs; 4 and 8 leave room for the exponential,
-the hyperbolic tangent and the running rescale. Storage gets exactly half a unit in the last place: a kernel that
-truncates to bfloat16 instead of rounding to nearest fails.
+the hyperbolic tangent and the running rescale. Storage gets exactly half a unit in the last place: a kernel
+that truncates to bfloat16 instead of rounding to nearest fails.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def tolerances(
     rounding = TOLERANCES[storage, accumulation]
     u = rounding.accumulation
     weights, score_error = _weights_and_score_errors(problem, lse)
-    keys, head_dim = problem.k.shape[2:]
+    keys = problem.k.shape[2]
     values = np.abs(_finite(_per_query_head(problem, problem.v)))
     sum_error = u * (8 + np.sqrt(keys))
     size = np.abs(out)
@@ -140,7 +141,7 @@ def independent_attention(problem: Problem, lse: np.ndarray) -> np.ndarray:
 
 
 def _weights_and_score_errors(problem: Problem, lse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Softmax weights given the log-sum-exp, and the scores' errors in units of roundoff; both (B, Hq, Sq, Sk)."""
+    """Softmax weights given the lse, and the scores' errors in units of roundoff; both (B, Hq, Sq, Sk)."""
     options = problem.options
     q = problem.q.astype(np.float64)
     k = _finite(_per_query_head(problem, problem.k))

@@ -9,7 +9,7 @@ int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Enough items to keep many cores busy to the end; below this, item rows shrink and keys are split.
 constexpr int64_t ENOUGH_ITEMS = 64;
-constexpr int64_t MAX_SUB_BLOCKS = 4;
+constexpr int64_t MAX_SUB_BLOCKS = 8;
 constexpr int64_t PARTIAL_BYTES = 2 << 20;  // of partial results, all splits together
 
 }  // namespace

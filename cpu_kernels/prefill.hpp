@@ -151,11 +151,15 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
     const int64_t keys = minimum(tiles.key_tile, end - key);
     const TileRows kt = tile_rows(k, p.kv_dtype, p.k_strides[2], key, keys, p.head_dim, space.k_tile);
     const TileRows vt = tile_rows(v, p.kv_dtype, p.v_strides[2], key, keys, p.v_dim, space.v_tile);
+    const int64_t next = key + keys, k_row = p.k_strides[2] * size, v_row = p.v_strides[2] * size;
     for (int b = 0; b < count; ++b) {
+      Ahead ahead = {k + next * k_row, v + next * v_row, k_row, v_row, p.head_dim * size, p.v_dim * size,
+                     b, minimum(tiles.key_tile, end - next), count};
       const int64_t from = maximum(key, blocks[b].min_first), to = minimum(key + keys, blocks[b].max_last + 1);
       if (from >= to) continue;
       attend_sub_block(p, blocks[b], modifiers[b], {kt.at + (from - key) * kt.stride, kt.stride},
-                       {vt.at + (from - key) * vt.stride, vt.stride}, from, to - from, space.scores);
+                       {vt.at + (from - key) * vt.stride, vt.stride}, from, to - from, space.scores,
+                       ahead);
     }
   }
   for (int b = 0; b < count; ++b) end_sub_block(p, seq, item, b * SUB_ROWS, blocks[b], space.staging);

@@ -110,13 +110,30 @@ inline void output_columns(const float *s, const float *v, int64_t stride, int64
     for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
 }
 
+// The rows of K and V that the next tile will read. Each sub-block brings its share of them into L2 between its
+// register tiles, so that copying the next tile does not wait for memory.
+struct Ahead {
+  const char *k, *v;
+  int64_t k_stride, v_stride, k_bytes, v_bytes;
+  int64_t row, rows, step;  // this sub-block's rows: row, row + step, ...
+
+  inline void fetch(int64_t count) {
+    for (; count > 0 && row < rows; --count, row += step) {
+      for (int64_t at = 0; at < k_bytes; at += 64) __builtin_prefetch(k + row * k_stride + at, 0, 2);
+      for (int64_t at = 0; at < v_bytes; at += 64) __builtin_prefetch(v + row * v_stride + at, 0, 2);
+    }
+  }
+};
+
 // s[j][lane] = init[lane] + <k_j, q_lane>; top[lane] is raised to the largest.
 template <int NV>
 void score_tile(const SubBlock &block, TileRows k, int64_t keys, int64_t head_dim, const float *init, float *s,
-                float *top) {
+                float *top, Ahead &ahead) {
   int64_t j = 0;
-  for (; j + KR <= keys; j += KR)
+  for (; j + KR <= keys; j += KR) {
     score_rows<NV, KR>(block.qt, k.at + j * k.stride, k.stride, head_dim, init, s + j * NV * W, top);
+    ahead.fetch((KR + ahead.step - 1) / ahead.step);
+  }
   if (KR > 4 && keys - j >= 4) {
     score_rows<NV, 4>(block.qt, k.at + j * k.stride, k.stride, head_dim, init, s + j * NV * W, top);
     j += 4;
@@ -221,14 +238,14 @@ void rescale(const SubBlock &block, int64_t v_dim, const float *top, float *grow
 
 template <int NV>
 void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, TileRows k, TileRows v, int64_t key,
-                 int64_t keys, float *s) {
+                 int64_t keys, float *s, Ahead &ahead) {
   alignas(64) float top[NV * W], growth[NV * W], nothing[NV * W];
   for (int n = 0; n < NV; ++n) {
     store(top + n * W, set1(-INFINITY));
     store(nothing + n * W, zero());
   }
   const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
-  score_tile<NV>(block, k, keys, p.head_dim, mod.any ? nothing : block.neg_m, s, top);
+  score_tile<NV>(block, k, keys, p.head_dim, mod.any ? nothing : block.neg_m, s, top, ahead);
   if (mod.any || !full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
   bool grew = false;
   for (int n = 0; n < NV; ++n) grew |= any_gt(load(top + n * W), load(block.limit + n * W));
@@ -238,11 +255,11 @@ void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
 }
 
 inline void attend_sub_block(const fa_problem &p, const SubBlock &block, const Modifiers &mod, TileRows k, TileRows v,
-                             int64_t key, int64_t keys, float *s) {
+                             int64_t key, int64_t keys, float *s, Ahead &ahead) {
   static_assert(MAX_NV == 2 || MAX_NV == 3, "one case for each number of vectors");
-  if (block.nv == 1) return attend_tile<1>(p, block, mod, k, v, key, keys, s);
-  if (block.nv == 2) return attend_tile<2>(p, block, mod, k, v, key, keys, s);
-  if constexpr (MAX_NV == 3) attend_tile<3>(p, block, mod, k, v, key, keys, s);
+  if (block.nv == 1) return attend_tile<1>(p, block, mod, k, v, key, keys, s, ahead);
+  if (block.nv == 2) return attend_tile<2>(p, block, mod, k, v, key, keys, s, ahead);
+  if constexpr (MAX_NV == 3) attend_tile<3>(p, block, mod, k, v, key, keys, s, ahead);
 }
 
 }  // namespace

@@ -228,7 +228,7 @@ def _features() -> Iterator[Case]:
 
     yield Case("bool mask hides rows", options=_rows_hidden(False))
     yield Case("-inf mask hides rows", options=_rows_hidden(-np.inf))
-    yield Case("hidden rows with sinks", options=lambda r, n: _rows_hidden(False)(r, n) | _sinks(1.0)(r, n))
+    yield Case("hidden rows with sinks", options=lambda r, n: _rows_hidden(False)(r, n) | sinks(1.0)(r, n))
     yield Case("-inf rows with softcap", options=lambda r, n: _rows_hidden(-np.inf)(r, n) | {"softcap": 2.0})
     yield Case("all hidden by a bool mask", options=options(mask=np.zeros((1, 1), dtype=np.bool_)))
     yield Case("all hidden by a float mask", options=options(mask=np.full((1, 1), -np.inf, dtype=np.float32)))
@@ -239,6 +239,16 @@ def _features() -> Iterator[Case]:
     yield Case("lowest float32 in columns 3 to 150", options=_band(3, 150, lowest))
     yield Case("-1e4 in columns 0 to 140", options=_band(0, 140, -1e4))
     yield Case("one key a query", options=_one_hot)
+    yield Case(
+        "NaN keys behind a bool mask",
+        options=options(mask=np.arange(150) % 7 != 2),
+        arrays=lambda rng, n, x: (x[0], np.where(np.arange(150)[:, None] % 7 == 2, np.nan, x[1]), x[2]),
+    )
+    yield Case(
+        "infinite keys behind causal",
+        options=options(causal=True, q_offset=97 - 53),
+        arrays=lambda rng, n, x: (x[0], np.where(np.arange(150)[:, None] > 97, np.inf, x[1]), x[2]),
+    )
 
     yield Case("large logits", arrays=gain(q=40.0, k=40.0))
     yield Case("large logits, causal", options=options(causal=True), arrays=gain(q=100.0, k=20.0))
@@ -285,18 +295,18 @@ def _features() -> Iterator[Case]:
     )
 
     for level in (0.0, 5.0, -5.0, 60.0, 1e4, -1e4, -np.inf):
-        yield Case(f"sinks about {level}", options=_sinks(level))
+        yield Case(f"sinks about {level}", options=sinks(level))
     yield Case(
         "sinks of both signs", options=options(sinks=np.array([-np.inf, 30.0, -30.0, 0.0], np.float32))
     )
     yield Case(
-        "sinks, causal from -20", options=lambda r, n: _sinks(2.0)(r, n) | {"causal": True, "q_offset": -20}
+        "sinks, causal from -20", options=lambda r, n: sinks(2.0)(r, n) | {"causal": True, "q_offset": -20}
     )
-    yield Case("sinks, large logits", options=_sinks(100.0), arrays=gain(q=100.0))
+    yield Case("sinks, large logits", options=sinks(100.0), arrays=gain(q=100.0))
     yield Case("everything", options=_everything)
 
 
-def _sinks(level: float) -> Callable[[Generator, Sizes], Options]:
+def sinks(level: float) -> Callable[[Generator, Sizes], Options]:
     return lambda rng, n: {"sinks": (level + rng.standard_normal(n.q_heads)).astype(np.float32)}
 
 
@@ -311,127 +321,3 @@ def twice(cases: Iterator[Case]) -> tuple[Case, ...]:
 
 
 FEATURES = twice(_features())
-
-
-def _lengths() -> Iterator[Case]:
-    """Query and key lengths on, before and after every tile edge, and primes; both directions of Sq != Sk."""
-    query = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 47, 48, 49, 53, 71, 72, 73, 95, 96, 97, 101]
-    query += [143, 144, 145, 191, 192, 193, 211, 241]
-    key = [
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        7,
-        8,
-        9,
-        11,
-        12,
-        13,
-        16,
-        17,
-        31,
-        32,
-        33,
-        63,
-        64,
-        65,
-        67,
-        95,
-        96,
-        97,
-        127,
-        128,
-        129,
-        131,
-    ]
-    key += [191, 192, 193, 255, 256, 257, 263, 383, 384, 385]
-    count = max(len(query), len(key))
-    for i in range(count):
-        sizes = Sizes(1, 2, 1, query[i % len(query)], key[i % len(key)], 12, 9)
-        yield Case(f"Sq {sizes.q_len}, Sk {sizes.k_len}", sizes, options(causal=bool(i % 3 == 0)))
-        sizes = Sizes(1, 1, 1, query[-1 - i % len(query)], key[i % len(key)], 10, 17)
-        yield Case(
-            f"Sq {sizes.q_len}, Sk {sizes.k_len}, crossed", sizes, options(causal=bool(i % 2), q_offset=0)
-        )
-    for rows in (1, 2, 3, 4, 5, 7, 8, 15, 16, 17):
-        for keys in (1, 5, 64, 130):
-            yield Case(
-                f"{rows} queries, {keys} keys", Sizes(1, 1, 1, rows, keys, 16, 16), options(causal=True)
-            )
-
-
-HEAD_DIMS = (
-    1,
-    2,
-    3,
-    5,
-    7,
-    8,
-    15,
-    16,
-    17,
-    31,
-    33,
-    40,
-    63,
-    64,
-    65,
-    80,
-    96,
-    100,
-    127,
-    128,
-    129,
-    160,
-    192,
-    200,
-    255,
-    256,
-)
-
-
-def _head_dims() -> Iterator[Case]:
-    """Every head size with itself and with another one for the values; few and many queries."""
-    for i, d in enumerate(HEAD_DIMS):
-        other = HEAD_DIMS[(i * 7 + 11) % len(HEAD_DIMS)]
-        for q_len, k_len in ((19, 70), (2, 37), (50, 9)):
-            for v_dim in (d, other):
-                sizes = Sizes(1, 2, 1, q_len, k_len, d, v_dim)
-                yield Case(f"D {d}, Dv {v_dim}, Sq {q_len}", sizes, options(causal=v_dim == d))
-
-
-def _heads() -> Iterator[Case]:
-    """Groups of query heads on one KV head, batches, and empty axes."""
-    for q_heads, kv_heads in [
-        (1, 1),
-        (5, 5),
-        (2, 1),
-        (4, 2),
-        (3, 1),
-        (6, 2),
-        (4, 1),
-        (8, 1),
-        (8, 4),
-        (16, 1),
-        (17, 1),
-    ]:
-        for q_len in (1, 2, 5, 20):
-            sizes = Sizes(2, q_heads, kv_heads, q_len, 67, 16, 20)
-            yield Case(f"{q_heads} query heads, {kv_heads} KV heads, Sq {q_len}", sizes, options(causal=True))
-    for batch in (1, 3, 7):
-        yield Case(f"batch {batch}", Sizes(batch, 2, 2, 9, 33, 8, 8))
-    yield Case("batch 0", Sizes(batch=0))
-    yield Case("no heads", Sizes(q_heads=0, kv_heads=0))
-    yield Case("no query", Sizes(q_len=0))
-    yield Case("no key", Sizes(k_len=0))
-    yield Case("no key, causal", Sizes(k_len=0), options(causal=True))
-    yield Case("no key, sinks", Sizes(k_len=0), _sinks(1.0))
-    yield Case("neither query nor key", Sizes(q_len=0, k_len=0))
-
-
-LENGTHS = tuple(_lengths())
-DIMS = tuple(_head_dims())
-HEADS = tuple(_heads())

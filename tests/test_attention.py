@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from .cases import DIMS, FEATURES, HEADS, LENGTHS, Case, solved
+from .cases import FEATURES, Case, solved
 from .conftest import Engine
 from .mask_cases import MASKS
+from .size_cases import CROWDS, DIMS, HEADS, LENGTHS
 
 DTYPES = ("float32", "float16", "bfloat16")
-SWEEPS = LENGTHS + DIMS + HEADS
+SWEEPS = LENGTHS + DIMS + HEADS + CROWDS
 
 
 def _by_name(cases: tuple[Case, ...]) -> pytest.MarkDecorator:

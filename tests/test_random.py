@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .cases import HEAD_DIMS, Generator, Options, Sizes, as_mask, solve
+from .cases import Generator, Options, Sizes, as_mask, solve
 from .conftest import Engine
 from .layouts import LAYOUTS, relaid
+from .size_cases import HEAD_DIMS
 from .tolerances import DTYPES, Expected, Problem
 
 COUNT = 200

@@ -10,7 +10,7 @@ from fastattention.reference import standard
 
 import fastattention
 
-from .conftest import Engine
+from .conftest import Engine, check
 from .tolerances import DTYPES, Expected, Problem, error_in_tolerances, tolerances
 
 LENGTHS = {
@@ -71,10 +71,27 @@ def test_each_sequence_alone(
         out, lse = fastattention.attention_varlen(
             q, k, v, cu_q, cu_k, **opts, return_lse=True, backend=engine.backend, num_threads=threads
         )
-        assert out.dtype == q.dtype
-        assert error_in_tolerances(out, expected.out, expected.out_tolerance).tolerances <= 1
-        assert lse.dtype == np.float32
-        assert error_in_tolerances(lse, expected.lse, expected.lse_tolerance).tolerances <= 1
+        assert (out.dtype, lse.dtype) == (q.dtype, np.float32)
+        check(out, lse, expected)
+
+
+def test_slopes_and_offsets_of_each_sequence(engine: Engine) -> None:
+    """ALiBi slopes (B, Hq) and positions (B,): each sequence uses its own."""
+    q, k, v, cu_q, cu_k = _packed(LENGTHS["mixed"], "float32")
+    slopes = np.linspace(-0.2, 0.4, 20, dtype=np.float32).reshape(5, 4)
+    offsets = np.array([0, 30, 100, -4, 1])
+    parts = []
+    for b in range(5):
+        rows, keys = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
+        one = np.array([0, cu_q[b + 1] - cu_q[b]]), np.array([0, cu_k[b + 1] - cu_k[b]])
+        opts = {"causal": True, "alibi_slopes": slopes[b], "q_offset": int(offsets[b])}
+        parts.append(_expected(q[rows], k[keys], v[keys], *one, opts, "float32", engine.accumulation))
+    out, lse = fastattention.attention_varlen(
+        q, k, v, cu_q, cu_k, causal=True, alibi_slopes=slopes, q_offset=offsets, return_lse=True,
+        backend=engine.backend,
+    )  # fmt: skip
+    fields = ("out", "lse", "out_tolerance", "lse_tolerance")
+    check(out, lse, Expected(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields)))
 
 
 def test_strided_tokens(engine: Engine) -> None:

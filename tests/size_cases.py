@@ -1,4 +1,4 @@
-"""Sweeps of sizes: lengths around every tile edge, every head dimension, groups of heads, crowds, empty axes."""
+"""Sweeps of sizes: lengths around every tile edge, head dimensions, groups of heads, crowds, empty axes."""
 
 from __future__ import annotations
 

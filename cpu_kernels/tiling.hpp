@@ -1,13 +1,12 @@
 // Attention of many query rows, tile by tile (mirrors reference/tiling.py, the order of FlashAttention-2).
 //
-// Queries stand in the lanes. A sub-block of NV vectors of queries keeps Q^T (head_dim x rows) and O^T (v_dim
-// x rows); a register tile computes KR rows of S^T = K Q^T, or of O^T += V^T P^T, from broadcast scalars of K
-// or V. So neither K nor V is packed or transposed, the softmax needs no sum or maximum across lanes, and
-// head_dim can be any number.
+// Queries stand in the lanes. A sub-block of NV vectors of queries keeps Q^T (head_dim x rows) and O^T (v_dim x
+// rows); a register tile computes KR rows of S^T = K Q^T, or of O^T += V^T P^T, from broadcast scalars of K or V.
+// So K needs no transposing, the softmax needs no sum or maximum across lanes, and head_dim can be any number.
 //
-// Bytes, for AVX-512 at head_dim 128: Q^T and O^T of a sub-block 24 KiB each, scores of a tile of 96 keys 18
-// KiB: the score product streams Q^T from L1; the K and V tiles (64 KiB each) stay in L2 for all sub-blocks
-// of an item.
+// Bytes, for AVX-512 at head_dim 128: Q^T and O^T of a sub-block 24 KiB each, scores of a tile of 128 keys 24 KiB.
+// The score product streams Q^T, the output product the scores, from L1 (48 KiB); the tile's keys and values (64 KiB
+// each) and the sub-blocks of an item stay in L2.
 #pragma once
 #include "modifiers.hpp"
 

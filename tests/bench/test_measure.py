@@ -63,7 +63,7 @@ def test_tolerance_tells_bfloat16_from_float32() -> None:
 @pytest.mark.parametrize(
     ("seconds", "budget", "minimum", "calls"),
     [
-        (0.1, 3.0, 5, 10),  # steady: stops once that can be told, at ten
+        (0.125, 3.0, 5, 10),  # steady: stops once that can be told, at ten
         (0.1, 0.25, 5, 5),  # over the budget, but not by much: the minimum
         (1.0, 0.25, 5, 3),  # far over the budget: three
         (1.0, 0.25, 2, 2),
@@ -95,7 +95,7 @@ def test_time_call_stops_early_only_when_steady(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
         return len(measure.time_call(call, budget=9.0))
 
-    assert count([0.1] * 200) == 30  # a third of the budget is always used
+    assert count([0.125] * 200) == 24  # a third of the budget is always used
     assert count([0.05, 0.15] * 100) == 90
 
 

@@ -143,7 +143,8 @@ def visible_pairs(case: Case, mask: NDArray[Any] | None = None) -> int:
         return case.q_heads * int(np.maximum(last - first + 1, 0).sum())
     key = np.arange(case.k_len)
     allowed = mask & (key >= first[:, None]) & (key <= last[:, None])  # (1, 1 or Hq, Sq, Sk)
-    return int(allowed.sum()) * (case.q_heads // allowed.shape[1])
+    heads: int = allowed.shape[1]
+    return int(allowed.sum()) * (case.q_heads // heads)
 
 
 def useful_flops(case: Case, mask: NDArray[Any] | None = None) -> int:

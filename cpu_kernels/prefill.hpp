@@ -18,7 +18,7 @@ inline void transpose_in(const float *staging, int64_t stride, int64_t dim, floa
 }
 
 inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item &item, int64_t row_begin,
-                            SubBlock &block, PrefillSpace &space, int32_t *positions, float *slopes) {
+                            SubBlock &block, PrefillSpace &space, int64_t *positions, float *slopes) {
   const int64_t lanes = block.nv * W, stride = round_up(p.head_dim, W);
   block.min_first = item.key_end;
   block.min_last = item.key_end;
@@ -37,7 +37,7 @@ inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item
       }
       block.max_first = maximum(block.max_first, seen.first);
       block.min_last = minimum(block.min_last, seen.last);
-      positions[lane] = static_cast<int32_t>(seq.q_offset + row.query);
+      positions[lane] = seq.q_offset + row.query;
       slopes[lane] = slope_of(p, seq, row.head) * LOG2E;
       space.mask_rows[lane] = p.mask_kind == FA_MASK_NONE ? 0 : mask_offset(p, seq, row);
       if (lane < block.rows) load_query(p, seq, row, space.staging + i * stride, query_factor(p));
@@ -115,7 +115,7 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
   constexpr int MAX_BLOCKS = 16;
   SubBlock blocks[MAX_BLOCKS];
   Modifiers modifiers[MAX_BLOCKS];
-  int32_t positions[MAX_BLOCKS * SUB_ROWS];
+  int64_t positions[MAX_BLOCKS * SUB_ROWS];
   float slopes[MAX_BLOCKS * SUB_ROWS];
   int count = 0;
   int64_t lane = 0, begin = item.key_end, end = item.key_begin;
@@ -151,11 +151,15 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
     const int64_t keys = minimum(tiles.key_tile, end - key);
     const TileRows kt = tile_rows(k, p.kv_dtype, p.k_strides[2], key, keys, p.head_dim, space.k_tile);
     const TileRows vt = tile_rows(v, p.kv_dtype, p.v_strides[2], key, keys, p.v_dim, space.v_tile);
+    const int64_t next = key + keys, k_row = p.k_strides[2] * size, v_row = p.v_strides[2] * size;
     for (int b = 0; b < count; ++b) {
+      Ahead ahead = {k + next * k_row, v + next * v_row, k_row, v_row, p.head_dim * size, p.v_dim * size,
+                     b, minimum(tiles.key_tile, end - next), count};
       const int64_t from = maximum(key, blocks[b].min_first), to = minimum(key + keys, blocks[b].max_last + 1);
       if (from >= to) continue;
       attend_sub_block(p, blocks[b], modifiers[b], {kt.at + (from - key) * kt.stride, kt.stride},
-                       {vt.at + (from - key) * vt.stride, vt.stride}, from, to - from, space.scores);
+                       {vt.at + (from - key) * vt.stride, vt.stride}, from, to - from, space.scores,
+                       ahead);
     }
   }
   for (int b = 0; b < count; ++b) end_sub_block(p, seq, item, b * SUB_ROWS, blocks[b], space.staging);

@@ -14,6 +14,7 @@ What makes it quick, none of which changes the result beyond rounding:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ class Llama:
             )
             gain = tensor(block + "ffn_norm.weight", hidden)
             gate_up = _stack(
-                (gain / 2, tensor(block + "ffn_gate.weight", ffn, hidden)),
+                (gain * np.float32(0.5), tensor(block + "ffn_gate.weight", ffn, hidden)),
                 (gain, tensor(block + "ffn_up.weight", ffn, hidden)),
             )
             out = np.ascontiguousarray(tensor(block + "attn_output.weight", hidden, q_rows).T)
@@ -363,11 +364,17 @@ class Session:
 
     def _normalise(self, x: FloatArray) -> FloatArray:
         """Divide each row (S, hidden) by its root mean square; the gain is in the matrices behind."""
+        normed = self._normed[: len(x)]
+        epsilon = self.model.config.norm_epsilon
+        if len(x) == 1:
+            # Decoding: the work is small, and fewer calls into NumPy count.
+            mean = float(np.dot(x[0], x[0])) / x.shape[1]
+            np.multiply(x, np.float32(1 / math.sqrt(mean + epsilon)), out=normed)
+            return normed
         square = np.einsum("sh,sh->s", x, x)
         square /= np.float32(x.shape[1])
-        square += np.float32(self.model.config.norm_epsilon)
+        square += np.float32(epsilon)
         np.sqrt(square, out=square)
-        normed = self._normed[: len(x)]
         np.divide(x, square[:, None], out=normed)
         return normed
 

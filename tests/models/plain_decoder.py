@@ -13,7 +13,8 @@ FloatArray = NDArray[np.float64]
 
 def rms_norm(x: FloatArray, gain: FloatArray, epsilon: float) -> FloatArray:
     """Return x (S, hidden) over its root mean square in each row, times the gain."""
-    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + epsilon) * gain
+    root: FloatArray = np.sqrt((x**2).mean(axis=1, keepdims=True) + epsilon)
+    return x / root * gain
 
 
 def rotate(x: FloatArray, base: float) -> FloatArray:
@@ -34,7 +35,8 @@ def attend(q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
     scores = q @ k.T / np.sqrt(q.shape[1])
     scores[np.triu_indices(len(scores), 1)] = -np.inf
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True) @ v
+    out: FloatArray = weights / weights.sum(axis=1, keepdims=True) @ v
+    return out
 
 
 def logits(

@@ -65,7 +65,8 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
-        return (random.standard_normal((rows, columns)) * 1.5 / np.sqrt(columns)).astype(np.float32)
+        scale = 1.5 / np.sqrt(columns)  # keeps the activations of one layer about as large as the last one's
+        return random.normal(0, scale, (rows, columns)).astype(np.float32)
 
     def gain() -> np.ndarray:
         return random.uniform(0.5, 1.5, HIDDEN).astype(np.float32)

@@ -47,8 +47,9 @@ def _kind(x: Any, name: str) -> str:
     if isinstance(x, np.ndarray):
         kind = "numpy"
     else:
-        root = cls.__module__.partition(".")[0]
-        kind = "jax" if root == "jaxlib" else root
+        roots = [base.__module__.partition(".")[0] for base in cls.__mro__]
+        # A subclass of a tensor, wherever it is defined, is that library's.
+        kind = "torch" if "torch" in roots else "jax" if roots[0] == "jaxlib" else roots[0]
         if kind == "jax" and "Tracer" in cls.__name__:
             raise TypeError(
                 f"{name}: {cls.__name__} is a value JAX is tracing, not an array; call this outside jit, "
@@ -150,7 +151,7 @@ def from_numpy(array: NDArray[Any], kind: str) -> Any:
     """
     if kind == "numpy":
         return array
-    library = sys.modules[kind]
+    library: Any = sys.modules.get(kind)
     if kind == "torch":
         if array.dtype == BFLOAT16:
             return library.from_numpy(array.view(np.int16)).view(library.bfloat16)

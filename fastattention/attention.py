@@ -106,7 +106,9 @@ def attention(
     attention_varlen : Sequences of different lengths, packed.
     KVCache : Keys and values of a decoder.
 
-    Notes ----- Accumulation is in float32. Arrays of any strides are read without a copy while the last axis
+    Notes
+    -----
+    Accumulation is in float32. Arrays of any strides are read without a copy while the last axis
     is contiguous and addresses are multiples of the item size; q, k or v that is not so is copied first. The
     values of a floating mask are not examined: NaN in it gives NaN. The softmax is computed online, tile by
     tile [1]_ [2]_, so that memory does not grow with Sq * Sk; grouped-query attention follows [3]_, ALiBi
@@ -118,11 +120,9 @@ def attention(
     .. [2] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning",
        arXiv:2307.08691.
     .. [3] J. Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head
-    Checkpoints",
-       arXiv:2305.13245.
+       Checkpoints", arXiv:2305.13245.
     .. [4] O. Press et al., "Train Short, Test Long: Attention with Linear Biases Enables Input Length
-    Extrapolation",
-       arXiv:2108.12409.
+       Extrapolation", arXiv:2108.12409.
     .. [5] G. Xiao et al., "Efficient Streaming Language Models with Attention Sinks", arXiv:2309.17453.
 
     Examples
@@ -201,7 +201,9 @@ def attention_varlen(
     TypeError, ValueError, MemoryError
         As in `attention`.
 
-    Notes ----- The packed layout and the name of its index arrays are those of FlashAttention's
+    Notes
+    -----
+    The packed layout and the name of its index arrays are those of FlashAttention's
     ``flash_attn_varlen_func``.
 
     Examples
@@ -247,7 +249,9 @@ def merge(parts: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     ValueError
         There is no part, or shapes differ.
 
-    Notes ----- Softmax over a union is the average of the softmaxes over its sets, weighted by ``exp(lse)``
+    Notes
+    -----
+    Softmax over a union is the average of the softmaxes over its sets, weighted by ``exp(lse)``
     (FlashDecoding's second step; "Online normalizer calculation for softmax", arXiv:1805.02867, section 3.1,
     shows why order does not matter). The computation is in float32, in float64 where an input is. A part in
     which a query sees no key has ``lse = -inf`` and no weight; a query that sees none in any part gets 0 and

@@ -53,10 +53,12 @@ class KVCache:
     TypeError, ValueError
         An argument does not fit.
 
-    Notes ----- Memory grows with the longest sequence: it doubles whenever it is full, up to `max_length`, so
+    Notes
+    -----
+    Memory grows with the longest sequence: it doubles whenever it is full, up to `max_length`, so
     each token is copied a constant number of times on average. While it grows, the old and the new buffer
     exist together. Arrays handed out as `keys` and `values` are views: they see nothing of what is appended
-    after the buffer has grown.
+    after the buffer has grown. One cache is for one thread at a time.
 
     Examples
     --------
@@ -172,7 +174,8 @@ class KVCache:
         Parameters
         ----------
         k : array, shape (B, Hkv, S, D)
-            Of the cache's dtype, or float32, which is rounded to it. NumPy, PyTorch, JAX, as in `attention`.
+            Of the cache's dtype, or float32, which is rounded to it: past float16's range to inf, with
+            NumPy's warning. NumPy, PyTorch, JAX, as in `attention`.
         v : array, shape (B, Hkv, S, Dv)
             Likewise, of k's kind.
         lengths : integer array, shape (B,), optional
@@ -201,7 +204,7 @@ class KVCache:
             new_longest = int((self._lengths + counts).max())
         if new_longest > self._max_length:
             raise ValueError(
-                f"k: {count} more tokens would make the longest sequence {new_longest}; max_length is "
+                f"k: appending would make the longest sequence {new_longest}; max_length is "
                 f"{self._max_length}, lengths are {self._lengths.tolist()}"
             )
         self._reserve(new_longest)

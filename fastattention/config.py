@@ -42,7 +42,8 @@ def get_isa() -> str:
     """Return the instruction set that the CPU kernels use.
 
     It is the one forced with `set_isa`; else the one that the environment variable ``FASTATTENTION_ISA``
-    names; else the fastest that this build has and this machine runs.
+    names; else the fastest that this build has and this machine runs. The environment is read
+    once, at the first use.
 
     Returns
     -------

@@ -129,7 +129,8 @@ def _check_sizes(
         raise ValueError(f"k: expected at most 2**31 - 1 keys, got {k_len}")
     if q_len > MAX_LENGTH:
         raise ValueError(f"q: expected at most 2**31 - 1 queries, got {q_len}")
-    if batch * q_heads * q_len * max(k_len, v_dim, head_dim) > _INT64_MAX:
+    # In bytes of the widest type, so that neither the kernels' products nor the size of `out` can overflow.
+    if 8 * batch * q_heads * q_len * max(k_len, v_dim, head_dim) > _INT64_MAX:
         raise ValueError(
             f"q, k: sizes B = {batch}, Hq = {q_heads}, Sq = {q_len}, Sk = {k_len} "
             "multiply to more than int64 holds"
@@ -196,6 +197,9 @@ def validate(
     # The plain case costs one comparison and one look-up; every other goes through the full rules.
     if not (dtype == k.dtype == v.dtype and dtype in KERNEL_DTYPES):
         _check_dtypes(q, k, v, reference, cached)
+    if cached and (q.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]):
+        expected = f"({k.shape[0]}, Hq, Sq, {k.shape[3]})"
+        raise ValueError(f"q: expected shape (B, Hq, Sq, D) = {expected} to fit the cache, got {q.shape}")
     _check_padded_shapes(q, k, v)
     batch, q_heads, q_len, head_dim = q.shape
     v_dim = v.shape[3]

@@ -7,7 +7,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import decode, standard
@@ -45,6 +45,7 @@ def test_bfloat16_cache(make, close):
     close(decode.attention(q, k, v), standard.attention(q, k, v))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 64))
 def test_ranges_share_out_all_keys_evenly(k_len, num_splits):
     ranges = split_ranges(k_len, num_splits)

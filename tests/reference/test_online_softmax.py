@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference.online_softmax import State, finish, merge, merge_normalised, update
@@ -39,6 +39,7 @@ def same(a: State, b: State):
     np.testing.assert_allclose(a.l, b.l, rtol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(piece, max_size=5))
 def test_updating_piece_by_piece_is_softmax(pieces):
     state = State.empty(1, 1)
@@ -51,6 +52,7 @@ def test_updating_piece_by_piece_is_softmax(pieces):
     np.testing.assert_allclose(lse[0], want_lse, rtol=1e-12, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(piece, piece, piece)
 def test_merge_is_associative_and_commutative(x, y, z):
     a, b, c = state_of(x), state_of(y), state_of(z)
@@ -59,6 +61,7 @@ def test_merge_is_associative_and_commutative(x, y, z):
     same(merge(merge(a, b), c), state_of([*x, *y, *z]))
 
 
+@settings(deadline=None)
 @given(piece)
 def test_no_key_is_the_neutral_element(x):
     a, none = state_of(x), State.empty(1, 1)
@@ -67,6 +70,7 @@ def test_no_key_is_the_neutral_element(x):
             np.testing.assert_array_equal(got, want)
 
 
+@settings(deadline=None)
 @given(st.lists(piece, min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_merging_finished_parts_in_any_order(pieces, random):
     parts = [finish(state_of(keys)) for keys in pieces]

@@ -8,7 +8,7 @@ from collections import Counter
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import standard, tiling, visibility
@@ -134,6 +134,7 @@ def test_the_score_matrix_is_never_in_memory(rng):
     assert peak < scores / 10, f"{peak} bytes at peak, the scores alone would be {scores}"
 
 
+@settings(deadline=None)
 @given(
     q_len=st.integers(0, 40),
     k_len=st.integers(0, 40),

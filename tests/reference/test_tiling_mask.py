@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import tiling_mask, visibility
@@ -27,6 +27,7 @@ def test_every_offset_of_every_small_block_shape():
             assert tile.base is not None
 
 
+@settings(deadline=None)
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(-400, 400), st.integers(0, 40))
 def test_any_offset_of_any_block_shape(b1, b2, delta, spare):
     triangle = m_mask(b1 + b2 + spare)  # a larger M-mask serves smaller tiles

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference.visibility import Tile, band, classify, intervals, positions, visible
@@ -73,6 +73,7 @@ def test_tile_kinds_at_every_offset(options):
         assert got is want, (b1, b2, i, j, kv_length, offset)
 
 
+@settings(deadline=None)
 @given(
     rows=st.tuples(st.integers(0, 40), st.integers(1, 20)),
     cols=st.tuples(st.integers(0, 40), st.integers(1, 20)),

@@ -1,7 +1,7 @@
 """Sphinx configuration of the FastAttention book.
 
-Every page is executed while it is built, warnings are errors (the Makefile passes ``-W --keep-going``), and the built
-book asks nothing of any other host: MathJax is in ``_static/mathjax``, figures are drawn by the pages themselves.
+Every page is executed while it is built, warnings are errors (the Makefile passes ``-W --keep-going``), and
+the built book asks nothing of any other host: MathJax is in ``_static/mathjax``, pages draw their figures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BUILD = HERE / "_build"
 
 
 def pin_kernel(folder: Path) -> None:
-    """Make pages run in the interpreter that runs Sphinx, whatever kernels this user has installed elsewhere."""
+    """Make pages run in the interpreter that runs Sphinx, whatever kernels are installed elsewhere."""
     spec = folder / "kernels" / "fastattention-book"
     spec.mkdir(parents=True, exist_ok=True)
     kernel = {
@@ -28,8 +28,8 @@ def pin_kernel(folder: Path) -> None:
     }
     (spec / "kernel.json").write_text(json.dumps(kernel, indent=1), encoding="utf-8")
     os.environ["JUPYTER_PATH"] = str(folder)
-    # A reader's own IPython start-up files must not change what the book shows. Ours makes a cell's text arrive in one
-    # piece: MyST-NB breaks the line where two pieces meet.
+    # A reader's own IPython start-up files must not change what the book shows. Ours makes a cell's text
+    # arrive in one piece: MyST-NB breaks the line where two pieces meet.
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True, exist_ok=True)
     (startup / "book.py").write_text("import sys\n\nsys.stdout.flush_interval = 60\n", encoding="utf-8")
@@ -38,7 +38,7 @@ def pin_kernel(folder: Path) -> None:
 
 
 pin_kernel(BUILD / "jupyter")
-# ``python -m sphinx`` puts the checkout on the path, where fastattention/ lies without its kernels: take the installed one.
+# ``python -m sphinx`` puts the checkout on the path, where fastattention/ lies without its kernels.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE.parent]
 
 project = "FastAttention"
@@ -61,7 +61,7 @@ language = "en"
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}  # the first is what autosummary writes
 default_role = None
 
-# -- Pages that run ---------------------------------------------------------------------------------------------------
+# -- Pages that run --------------------------------------------------------------------------------
 nb_execution_mode = "force"
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
@@ -73,16 +73,16 @@ myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "
 myst_heading_anchors = 3
 myst_substitutions = {"version": release}
 
-# -- Mathematics, offline ---------------------------------------------------------------------------------------------
+# -- Mathematics, offline --------------------------------------------------------------------------
 mathjax_path = "mathjax/startup.js"
 mathjax3_config = {
     "loader": {"load": ["core", "input/tex", "output/svg", "a11y/assistive-mml"]},
-    # Extensions are not vendored: an unknown macro shows in red instead of asking for a file that is not there.
+    # Extensions are not vendored: an unknown macro shows in red and asks for no file.
     "tex": {"packages": {"[-]": ["autoload", "require"]}},
     "svg": {"fontCache": "global"},
 }
 
-# -- API --------------------------------------------------------------------------------------------------------------
+# -- API -------------------------------------------------------------------------------------------
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # the numpydoc sections say shapes and units, which annotations cannot
@@ -98,7 +98,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(ndarray|array_like|scalar|optional|int|float|bool|str|dict|list|tuple|callable|iterable)"),
 ]
 
-# -- Look -------------------------------------------------------------------------------------------------------------
+# -- Look ------------------------------------------------------------------------------------------
 html_theme = "pydata_sphinx_theme"
 html_title = "FastAttention"
 html_static_path = ["_static"]
@@ -108,6 +108,9 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 pygments_style = "friendly"
+html_sidebars = {
+    page: [] for page in ("index", "install", "cli", "bibliography", "changelog", "contributing")
+}
 html_theme_options = {
     "logo": {"text": "FastAttention"},
     "show_toc_level": 2,

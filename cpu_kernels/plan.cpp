@@ -20,7 +20,9 @@ Tiles plan_tiles(const fa_problem &p, const Kernels &kernels) {
   tiles.decode = rows <= kernels.decode_rows;
   if (tiles.decode) {
     tiles.item_rows = rows;
-    tiles.key_tile = 64;
+    // 8 KiB of keys: scores are few, and K and V are read in turns short enough to stay in L1.
+    const int64_t row_bytes = p.head_dim * (p.kv_dtype == FA_FLOAT32 ? 4 : 2);
+    tiles.key_tile = at_most(64, at_least(16, (8 << 10) / row_bytes / 16 * 16));
   } else {
     int64_t blocks = at_most(ceil_div(rows, kernels.sub_rows), MAX_SUB_BLOCKS);
     while (blocks > 1 && heads * ceil_div(rows, kernels.sub_rows * blocks) < ENOUGH_ITEMS) --blocks;

@@ -18,7 +18,7 @@ inline void transpose_in(const float *staging, int64_t stride, int64_t dim, floa
 }
 
 inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item &item, int64_t row_begin,
-                            SubBlock &block, PrefillSpace &space, int32_t *positions, float *slopes) {
+                            SubBlock &block, PrefillSpace &space, int64_t *positions, float *slopes) {
   const int64_t lanes = block.nv * W, stride = round_up(p.head_dim, W);
   block.min_first = item.key_end;
   block.min_last = item.key_end;
@@ -37,7 +37,7 @@ inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item
       }
       block.max_first = maximum(block.max_first, seen.first);
       block.min_last = minimum(block.min_last, seen.last);
-      positions[lane] = static_cast<int32_t>(seq.q_offset + row.query);
+      positions[lane] = seq.q_offset + row.query;
       slopes[lane] = slope_of(p, seq, row.head) * LOG2E;
       space.mask_rows[lane] = p.mask_kind == FA_MASK_NONE ? 0 : mask_offset(p, seq, row);
       if (lane < block.rows) load_query(p, seq, row, space.staging + i * stride, query_factor(p));
@@ -115,7 +115,7 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
   constexpr int MAX_BLOCKS = 16;
   SubBlock blocks[MAX_BLOCKS];
   Modifiers modifiers[MAX_BLOCKS];
-  int32_t positions[MAX_BLOCKS * SUB_ROWS];
+  int64_t positions[MAX_BLOCKS * SUB_ROWS];
   float slopes[MAX_BLOCKS * SUB_ROWS];
   int count = 0;
   int64_t lane = 0, begin = item.key_end, end = item.key_begin;

@@ -158,14 +158,14 @@ struct Modifiers {
   bool any;  // softcap, ALiBi or a mask: scores are changed before the reference maximum is subtracted
   float softcap;
   const float *slopes;       // per lane, times log2(e); NULL without ALiBi
-  const int32_t *positions;  // per lane
+  const int64_t *positions;  // per lane
   const int64_t *mask_rows;  // per lane; NULL without a mask
 };
 
-// Everything between the product and the exponential that is not plain; leaves s relative to neg_m and `top` right.
+// Everything between the product and the exponential that is not plain; `top` is set to the largest scores that are left.
 template <int NV>
-void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, bool full, int64_t key, int64_t keys,
-                 float *s, float *top) {
+void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, bool full, int64_t key,
+                 int64_t keys, float *s, float *top) {
   if (mod.softcap > 0) {
     const F cap = set1(mod.softcap * LOG2E);
     for (int64_t i = 0; i < keys * NV; ++i) store(s + i * W, mul(tanh(load(s + i * W)), cap));
@@ -174,41 +174,38 @@ void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
     for (int n = 0; n < NV; ++n) {
       float distance[W];  // from the query to the tile's first key
       for (int i = 0; i < W; ++i) distance[i] = static_cast<float>(key - mod.positions[n * W + i]);
-      const F slope = load(mod.slopes + n * W), start = mul(slope, load(distance));
+      const F slope = load(mod.slopes + n * W), start = load(distance);
       for (int64_t j = 0; j < keys; ++j) {
         float *at = s + (j * NV + n) * W;
-        store(at, add(load(at), fma(slope, set1(static_cast<float>(j)), start)));
+        store(at, fma(slope, add(start, set1(static_cast<float>(j))), load(at)));
       }
     }
   }
   if (mod.mask_rows)
     for (int n = 0; n < NV; ++n) add_mask(p, mod.mask_rows + n * W, key, keys, s + n * W, NV * W);
   for (int n = 0; n < NV; ++n) {
-    const F shift = mod.any ? load(block.neg_m + n * W) : zero();
     F highest = set1(-INFINITY);
     for (int64_t j = 0; j < keys; ++j) {
       float *at = s + (j * NV + n) * W;
-      F score = add(load(at), shift);
-      if (!full) score = hide(score, static_cast<int32_t>(key + j), block.first + n * W, block.last + n * W);
+      F score = load(at);
+      if (!full) {
+        score = hide(score, static_cast<int32_t>(key + j), block.first + n * W, block.last + n * W);
+        store(at, score);
+      }
       highest = max(score, highest);
-      store(at, score);
     }
     store(top + n * W, highest);
   }
 }
 
-// s becomes 2^(s - growth); l collects the sums.
+// s becomes 2^(s + shift), without `shift` 2^s; l collects the sums.
 template <int NV>
-void weights_tile(const SubBlock &block, const float *growth, int64_t keys, float *s) {
-  F sum[NV], shift[NV];
-  for (int n = 0; n < NV; ++n) {
-    sum[n] = load(block.l + n * W);
-    shift[n] = growth ? load(growth + n * W) : zero();
-  }
-  if (growth) {
+void weights_tile(const SubBlock &block, const float *shift, int64_t keys, float *s) {
+  if (shift)
     for (int64_t j = 0; j < keys; ++j)
-      for (int n = 0; n < NV; ++n) store(s + (j * NV + n) * W, sub(load(s + (j * NV + n) * W), shift[n]));
-  }
+      for (int n = 0; n < NV; ++n) store(s + (j * NV + n) * W, add(load(s + (j * NV + n) * W), load(shift + n * W)));
+  F sum[NV];
+  for (int n = 0; n < NV; ++n) sum[n] = load(block.l + n * W);
   for (int64_t j = 0; j < keys; ++j)
     for (int n = 0; n < NV; ++n) {
       const F weight = exp2(load(s + (j * NV + n) * W));
@@ -218,39 +215,60 @@ void weights_tile(const SubBlock &block, const float *growth, int64_t keys, floa
   for (int n = 0; n < NV; ++n) store(block.l + n * W, sum[n]);
 }
 
-// Where a row's maximum grew too far (or its first key came), move the row to its new maximum.
+// How the reference maximum of a sub-block moved with a tile.
+enum class Growth { NONE, SOME, FAR };
+
+// Where a row's maximum grew by more than LAZY (or its first key came), move the row to its new maximum. `top` is
+// relative to the old one; shift receives -growth. FAR: by so much that scores taken relative to the old maximum have
+// lost the digits they need.
 template <int NV>
-void rescale(const SubBlock &block, int64_t v_dim, const float *top, float *growth) {
+Growth rescale(const SubBlock &block, int64_t v_dim, const float *top, float *shift) {
+  bool grew = false, far = false;
+  for (int n = 0; n < NV; ++n) grew |= any_gt(load(top + n * W), load(block.limit + n * W));
+  if (!grew) return Growth::NONE;
   F factor[NV];
   for (int n = 0; n < NV; ++n) {
-    const F t = load(top + n * W), limit = load(block.limit + n * W);
-    const F grown = select_gt(t, limit, t, zero());
-    // A row without keys so far has l = 0 and O = 0, which any finite factor leaves alone; 2^-grown may be infinite.
-    factor[n] = select_gt(limit, zero(), exp2(sub(zero(), grown)), set1(1.0f));
-    store(growth + n * W, grown);
-    store(block.neg_m + n * W, sub(load(block.neg_m + n * W), grown));
+    const F t = load(top + n * W), limit = load(block.limit + n * W), old = load(block.neg_m + n * W);
+    const F moved = sub(old, select_gt(t, limit, t, zero()));
+    const F change = sub(moved, old);  // what was really taken off, after rounding
+    // A row without keys so far has l = 0 and O = 0, which any finite factor leaves alone; 2^change may be infinite.
+    factor[n] = select_gt(limit, zero(), exp2(change), set1(1.0f));
+    far |= any_gt(select_gt(limit, zero(), t, zero()), set1(64.0f));
+    store(shift + n * W, change);
+    store(block.neg_m + n * W, moved);
     store(block.limit + n * W, select_gt(t, limit, set1(LAZY), limit));
     store(block.l + n * W, mul(load(block.l + n * W), factor[n]));
   }
   for (int64_t c = 0; c < v_dim; ++c)
     for (int n = 0; n < NV; ++n) store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
+  return far ? Growth::FAR : Growth::SOME;
 }
 
 template <int NV>
 void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, TileRows k, TileRows v, int64_t key,
                  int64_t keys, float *s, Ahead &ahead) {
-  alignas(64) float top[NV * W], growth[NV * W], nothing[NV * W];
+  alignas(64) float top[NV * W], shift[NV * W], nothing[NV * W];
   for (int n = 0; n < NV; ++n) {
     store(top + n * W, set1(-INFINITY));
     store(nothing + n * W, zero());
   }
   const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
+  // Plain scores are computed relative to the reference maximum at once, which saves a subtraction each.
   score_tile<NV>(block, k, keys, p.head_dim, mod.any ? nothing : block.neg_m, s, top, ahead);
   if (mod.any || !full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
-  bool grew = false;
-  for (int n = 0; n < NV; ++n) grew |= any_gt(load(top + n * W), load(block.limit + n * W));
-  if (grew) rescale<NV>(block, p.v_dim, top, growth);
-  weights_tile<NV>(block, grew ? growth : nullptr, keys, s);
+  if (mod.any) {
+    for (int n = 0; n < NV; ++n) store(top + n * W, add(load(top + n * W), load(block.neg_m + n * W)));
+    rescale<NV>(block, p.v_dim, top, shift);
+    weights_tile<NV>(block, block.neg_m, keys, s);
+  } else {
+    Growth growth = rescale<NV>(block, p.v_dim, top, shift);
+    if (growth == Growth::FAR) {
+      score_tile<NV>(block, k, keys, p.head_dim, block.neg_m, s, top, ahead);
+      if (!full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
+      growth = Growth::NONE;
+    }
+    weights_tile<NV>(block, growth == Growth::NONE ? nullptr : shift, keys, s);
+  }
   output_tile<NV>(block, v, keys, p.v_dim, s);
 }
 

@@ -1,7 +1,8 @@
 """Exact attention, readable, proven and fast.
 
-`attention` computes it, `attention_varlen` over packed sequences; `KVCache` holds a decoder's keys and values;
-`merge` joins attention over parts of the keys. `reference` is the specification that every kernel is tested against.
+`attention` computes it, `attention_varlen` over packed sequences; `KVCache` holds a decoder's keys and
+values; `merge` joins attention over parts of the keys. `reference` is the specification that every kernel is
+tested against.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ try:
 except ImportError as _error:
     if not (Path(__file__).parent / "cpu_kernels").is_dir():
         raise ImportError(
-            "fastattention is being imported from its source checkout, where its kernels are not built. Install it "
-            "(`pip install .` in the checkout; `make dev` to work on it), or start Python in another directory."
+            "fastattention is being imported from its source checkout, where its kernels are not built. "
+            "Install it (`pip install .` in the checkout; `make dev` to work on it), or start Python in "
+            "another directory."
         ) from _error
     raise
 
@@ -38,7 +40,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # read when asked for: importlib.metadata takes longer to import than all the rest
+    if (
+        name == "__version__"
+    ):  # read when asked for: importlib.metadata takes longer to import than all the rest
         from importlib.metadata import version
 
         return version("fastattention")

@@ -1,7 +1,8 @@
 """One function an argument: check it, normalise it, or raise the error that names it.
 
-Small and separate from `validate`, which puts them together, so that the rules for an argument can be read in one
-place and are the same in every public function. Nothing here computes attention or writes to a caller's array.
+Small and separate from `validate`, which puts them together, so that the rules for an argument can be read in
+one place and are the same in every public function. Nothing here computes attention or writes to a caller's
+array.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from .arrays import to_numpy
 
 __all__ = [
-    "MAX_LENGTH", "alibi_array", "flag", "float_option", "key_lengths", "mask_array", "operand", "output_array",
-    "query_offsets", "sequence_starts", "sink_array", "usable", "window_bounds",
+    "MAX_LENGTH", "alibi_array", "flag", "float_option", "key_lengths", "mask_array", "operand",
+    "output_array", "query_offsets", "sequence_starts", "sink_array", "usable", "window_bounds",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -28,8 +29,9 @@ MAX_OFFSET = 2**31
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT32_TINY = float(np.finfo(np.float32).smallest_normal)
 
-# Work allowed for the exact answer to whether two strided views share memory. What is harder than this counts as
-# overlapping: attention's usual layouts, slices of one fused buffer among them, are solved in a handful of steps.
+# Work allowed for the exact answer to whether two strided views share memory. What is harder than this counts
+# as overlapping: attention's usual layouts, slices of one fused buffer among them, are solved in a handful of
+# steps.
 _OVERLAP_WORK = 10_000
 
 
@@ -46,8 +48,8 @@ def operand(x: Any, name: str, kind: str) -> Array:
 def usable(array: Array) -> Array:
     """Return the array as the kernels can read it: itself, or a copy where its memory is out of step.
 
-    They read any strides, negative and zero too, provided the last axis is contiguous and the address and the strides
-    are multiples of the item size.
+    They read any strides, negative and zero too, provided the last axis is contiguous and the address and the
+    strides are multiples of the item size.
     """
     if array.flags.aligned and (array.strides[-1] == array.itemsize or array.shape[-1] == 1):
         return array
@@ -80,7 +82,9 @@ def float_option(value: Any, name: str, *, positive: bool = False) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected one number or None, got {type(value).__name__}: {error}") from error
+        raise TypeError(
+            f"{name}: expected one number or None, got {type(value).__name__}: {error}"
+        ) from error
     except OverflowError:
         number = float("inf")
     if not isfinite(number) or abs(number) > _FLOAT32_MAX:
@@ -99,7 +103,8 @@ def window_bounds(window: Any, causal: bool) -> tuple[int, int]:
         reach = -1 if value is None else integer(value, f"window {side}", "an integer or None")
         if reach < -1:
             raise ValueError(f"window {side}: expected at least 0, or -1 or None for unbounded, got {reach}")
-        # From 2**33 on no position is out of reach, and the kernels' sums of positions stay far from overflow.
+        # From 2**33 on no position is out of reach, and the kernels' sums of positions stay far from
+        # overflow.
         bounds.append(reach if reach < 2**33 else -1)
     left, right = bounds
     return left, 0 if causal else right
@@ -113,9 +118,13 @@ def mask_array(mask: Any, shape: tuple[int, ...], kind: str, *, float64: bool) -
     array = operand(mask, "mask", kind)
     dtype = array.dtype
     if dtype.kind not in "bf" and dtype.name != "bfloat16":
-        raise TypeError(f"mask: expected bool (True: may attend) or floating (added to the scores), got {dtype}")
+        raise TypeError(
+            f"mask: expected bool (True: may attend) or floating (added to the scores), got {dtype}"
+        )
     if array.ndim > 4:
-        raise ValueError(f"mask: expected at most 4 axes, broadcasting to (B, Hq, Sq, Sk) = {shape}, got {array.shape}")
+        raise ValueError(
+            f"mask: expected at most 4 axes, broadcasting to (B, Hq, Sq, Sk) = {shape}, got {array.shape}"
+        )
     if dtype.kind != "b" and dtype != np.float32:
         with np.errstate(over="ignore"):  # below float32's range is as hidden as -inf
             array = array.astype(np.float64 if float64 else np.float32)
@@ -126,7 +135,9 @@ def mask_array(mask: Any, shape: tuple[int, ...], kind: str, *, float64: bool) -
     try:
         return np.broadcast_to(array, shape)
     except ValueError:
-        raise ValueError(f"mask: shape {array.shape} does not broadcast to (B, Hq, Sq, Sk) = {shape}") from None
+        raise ValueError(
+            f"mask: shape {array.shape} does not broadcast to (B, Hq, Sq, Sk) = {shape}"
+        ) from None
 
 
 def _float_vector(x: Any, name: str, kind: str, float64: bool) -> Array:
@@ -143,7 +154,8 @@ def alibi_array(slopes: Any, batch: int, heads: int, kind: str, *, float64: bool
     array = _float_vector(slopes, "alibi_slopes", kind, float64)
     if array.shape not in ((heads,), (batch, heads)):
         raise ValueError(
-            f"alibi_slopes: expected shape (Hq,) = ({heads},) or (B, Hq) = ({batch}, {heads}), got {array.shape}"
+            f"alibi_slopes: expected shape (Hq,) = ({heads},) or (B, Hq) = ({batch}, {heads}), "
+            f"got {array.shape}"
         )
     if not np.isfinite(array).all():
         raise ValueError("alibi_slopes: expected finite float32 values")
@@ -177,7 +189,9 @@ def key_lengths(lengths: Any, batch: int, k_len: int, kind: str) -> Array:
     """Return `kv_lengths`: int64 (B,), each from 0 to Sk."""
     array = _integers(lengths, "kv_lengths", kind, batch, f"(B,) = ({batch},)")
     if batch and (int(array.min()) < 0 or int(array.max()) > k_len):
-        raise ValueError(f"kv_lengths: expected 0 to Sk = {k_len}, got {int(array.min())} to {int(array.max())}")
+        raise ValueError(
+            f"kv_lengths: expected 0 to Sk = {k_len}, got {int(array.min())} to {int(array.max())}"
+        )
     return array
 
 
@@ -206,7 +220,9 @@ def sequence_starts(starts: Any, name: str, rows_name: str, rows: int, kind: str
     # Compare neighbours first: the difference of two arbitrary int64 could overflow.
     if (array[1:] < array[:-1]).any():
         at = int(np.argmax(array[1:] < array[:-1]))
-        raise ValueError(f"{name}: expected to never decrease, got {int(array[at])} then {int(array[at + 1])}")
+        raise ValueError(
+            f"{name}: expected to never decrease, got {int(array[at])} then {int(array[at + 1])}"
+        )
     return array, int((array[1:] - array[:-1]).max()) if array.shape[0] > 1 else 0
 
 
@@ -214,20 +230,23 @@ def _overlap(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):  # by bounds alone
         return False
     try:
-        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)
+        return bool(np.shares_memory(a, b, max_work=_OVERLAP_WORK))  # type: ignore[arg-type] # any int is
     except np.exceptions.TooHardError:
         return True
 
 
 def _overlaps_itself(array: Array) -> bool:
-    """Whether two elements of the array may lie at one address; true where a simple proof does not rule it out.
+    """Whether two elements may lie at one address; true where a simple proof does not rule it out.
 
-    From the smallest stride up, each must step over all that the smaller ones reach. Slices and transposes do.
+    From the smallest stride up, each must step over all that the smaller ones reach. Slices and transposes
+    do.
     """
     if array.size == 0:
         return False
     reach = array.itemsize
-    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+    for stride, length in sorted(
+        (abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1
+    ):
         if stride < reach:
             return True
         reach += stride * (length - 1)
@@ -239,7 +258,8 @@ def output_array(
 ) -> Array:
     """Return the caller's `out` as an array that can be written, or raise; nothing is written here.
 
-    `inputs` are the other arguments by name, as the caller passed them; None and a plain integer share no memory.
+    `inputs` are the other arguments by name, as the caller passed them; None and a plain integer share no
+    memory.
     """
     array, own = to_numpy(out, "out")
     if own != kind:
@@ -257,7 +277,9 @@ def output_array(
     if not array.flags.aligned:
         raise ValueError(f"out: expected addresses that are multiples of {array.itemsize} bytes")
     if _overlaps_itself(array):
-        raise ValueError(f"out: elements share memory with each other (shape {shape}, strides {array.strides} bytes)")
+        raise ValueError(
+            f"out: elements share memory with each other (shape {shape}, strides {array.strides} bytes)"
+        )
     for name, other in inputs:
         if other is None or isinstance(other, (int, np.integer)):
             continue

@@ -1,7 +1,8 @@
 """Arrays in and out: NumPy, PyTorch, JAX, or anything on the CPU with ``__dlpack__``, without a copy.
 
-A call takes arrays of one *kind*, named by the top-level module of their type ("numpy", "torch", "jax", ...), and
-gives back arrays of that kind. No array library is imported here: whoever passes a tensor has imported its library.
+A call takes arrays of one *kind*, named by the top-level module of their type ("numpy", "torch", "jax", ...),
+and gives back arrays of that kind. No array library is imported here: whoever passes a tensor has imported
+its library.
 """
 
 from __future__ import annotations
@@ -20,9 +21,17 @@ __all__ = ["BFLOAT16", "from_numpy", "to_numpy"]
 #: The bfloat16 of `ml_dtypes`, as a NumPy dtype.
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
-# DLDeviceType: memory that the CPU can read (CPU, CUDA pinned host, ROCm pinned host), and names for the rest.
+# DLDeviceType: memory that the CPU can read (CPU, pinned CUDA host, pinned ROCm host), names for the rest.
 _CPU_READABLE = frozenset((1, 3, 11))
-_DEVICE_NAMES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 13: "CUDA managed", 14: "oneAPI"}
+_DEVICE_NAMES = {
+    2: "CUDA",
+    4: "OpenCL",
+    7: "Vulkan",
+    8: "Metal",
+    10: "ROCm",
+    13: "CUDA managed",
+    14: "oneAPI",
+}
 
 _kind_of_type: dict[type, str] = {np.ndarray: "numpy"}
 
@@ -38,40 +47,45 @@ def _kind(x: Any, name: str) -> str:
     if isinstance(x, np.ndarray):
         kind = "numpy"
     else:
-        root = cls.__module__.partition(".")[0]
-        kind = "jax" if root == "jaxlib" else root
+        roots = [base.__module__.partition(".")[0] for base in cls.__mro__]
+        # A subclass of a tensor, wherever it is defined, is that library's.
+        kind = "torch" if "torch" in roots else "jax" if roots[0] == "jaxlib" else roots[0]
         if kind == "jax" and "Tracer" in cls.__name__:
             raise TypeError(
-                f"{name}: {cls.__name__} is a value JAX is tracing, not an array; call this outside jit, grad and "
-                "vmap, or through jax.pure_callback"
+                f"{name}: {cls.__name__} is a value JAX is tracing, not an array; call this outside jit, "
+                "grad and vmap, or through jax.pure_callback"
             )
         if not (hasattr(cls, "__dlpack__") and hasattr(cls, "__dlpack_device__")):
             raise TypeError(
-                f"{name}: expected an array (NumPy, PyTorch, JAX, or another with __dlpack__), got {cls.__name__}"
+                f"{name}: expected an array (NumPy, PyTorch, JAX, or any with __dlpack__), got {cls.__name__}"
             )
     _kind_of_type[cls] = kind
     return kind
 
 
 def _elsewhere(name: str, device: str) -> TypeError:
-    return TypeError(f"{name}: expected an array in CPU memory, got one on {device}; this version computes on the CPU")
+    return TypeError(
+        f"{name}: expected an array in CPU memory, got one on {device}; this version has no GPU kernels"
+    )
 
 
 def _from_torch(x: Any, name: str) -> NDArray[Any]:
     if x.device.type != "cpu":
         raise _elsewhere(name, str(x.device))
     if x.requires_grad:
-        raise TypeError(f"{name}: the tensor requires grad, and no gradient is computed here; pass {name}.detach()")
+        raise TypeError(
+            f"{name}: the tensor requires grad, and no gradient is computed here; pass {name}.detach()"
+        )
     torch = sys.modules["torch"]
     array: NDArray[Any]
     try:
-        if x.dtype is torch.bfloat16:
-            # Tensor.numpy() has no bfloat16; a view of the bits as int16 has the same memory.
-            array = x.view(torch.int16).numpy().view(BFLOAT16)
-        else:
-            array = x.numpy()
+        # Tensor.numpy() has no bfloat16; a view of the bits as int16 has the same memory.
+        bfloat16 = x.dtype is torch.bfloat16
+        array = x.view(torch.int16).numpy().view(BFLOAT16) if bfloat16 else x.numpy()
     except (TypeError, RuntimeError) as error:
-        raise TypeError(f"{name}: this {x.dtype} {x.layout} tensor cannot be read as an array: {error}") from error
+        raise TypeError(
+            f"{name}: this {x.dtype} {x.layout} tensor cannot be read as an array: {error}"
+        ) from error
     return array
 
 
@@ -121,7 +135,8 @@ def from_numpy(array: NDArray[Any], kind: str) -> Any:
     Parameters
     ----------
     array : ndarray
-        float32, float16, bfloat16 or float64. The result shares its memory: nobody may write to it afterwards.
+        float32, float16, bfloat16 or float64. The result shares its memory: nobody may write to it
+        afterwards.
     kind : str
         As `to_numpy` returned it.
 
@@ -136,7 +151,7 @@ def from_numpy(array: NDArray[Any], kind: str) -> Any:
     """
     if kind == "numpy":
         return array
-    library = sys.modules[kind]
+    library: Any = sys.modules.get(kind)
     if kind == "torch":
         if array.dtype == BFLOAT16:
             return library.from_numpy(array.view(np.int16)).view(library.bfloat16)

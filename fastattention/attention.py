@@ -36,15 +36,16 @@ def attention(
 ) -> Any:
     r"""Compute exact scaled dot-product attention.
 
-    For query i and key j the score is ``scale * <q_i, k_j>``; then, where given, ``softcap * tanh(score / softcap)``,
-    plus the mask, plus ``slope * (j - p_i)``. The output is the average of the visible values, weighted by the
-    softmax of their scores.
+    For query i and key j the score is ``scale * <q_i, k_j>``; then, where given, ``softcap * tanh(score /
+    softcap)``, plus the mask, plus ``slope * (j - p_i)``. The output is the average of the visible values,
+    weighted by the softmax of their scores.
 
     Parameters
     ----------
     q : array, shape (B, Hq, Sq, D)
-        Queries: float32, float16 or bfloat16; float64 with ``backend="reference"``. D from 1 to 256. NumPy, PyTorch
-        or JAX arrays in CPU memory, or others with ``__dlpack__``; all arrays of a call are of one kind.
+        Queries: float32, float16 or bfloat16; float64 with ``backend="reference"``. D from 1 to 256. NumPy,
+        PyTorch or JAX arrays in CPU memory, or others with ``__dlpack__``; all arrays of a call are of one
+        kind.
     k : array, shape (B, Hkv, Sk, D)
         Keys, of q's dtype. Hq is a multiple of Hkv: query head h reads head ``h // (Hq // Hkv)``.
     v : array, shape (B, Hkv, Sk, Dv)
@@ -52,12 +53,12 @@ def attention(
     causal : bool, default False
         A query sees no key after its own position.
     window : (int, int), optional
-        How many keys before and after its position a query sees; None or -1 is unbounded. Combines with `causal`:
-        both must allow a key.
+        How many keys before and after its position a query sees; None or -1 is unbounded. Combines with
+        `causal`: both must allow a key.
     mask : array, broadcastable to (B, Hq, Sq, Sk), optional
-        bool: True where a query may see a key. Floating: added to the scores; -inf hides a key. bool and float32
-        masks are read where they lie, broadcast axes without expansion; float16, bfloat16 and float64 masks are
-        first copied to float32.
+        bool: True where a query may see a key. Floating: added to the scores; -inf hides a key. bool and
+        float32 masks are read where they lie, broadcast axes without expansion; float16, bfloat16 and float64
+        masks are first copied to float32.
     alibi_slopes : array, shape (Hq,) or (B, Hq), optional
         ALiBi slope of each head, finite: adds ``slope * (j - p_i)``.
     scale : float, optional
@@ -70,8 +71,8 @@ def attention(
         How many keys of each sequence count, 0 to Sk. What lies behind them is never read.
     q_offset : int or integer array (B,), optional
         Position of the first query among the keys: query i stands at ``p_i = q_offset + i``. The default,
-        ``kv_length - Sq``, puts the last query at the last key, as a KV cache needs it; 0 puts the first at the
-        first.
+        ``kv_length - Sq``, puts the last query at the last key, as a KV cache needs it; 0 puts the first at
+        the first.
     return_lse : bool, default False
         Return also the log-sum-exp of each query's scores, which `merge` takes.
     out : array, shape (B, Hq, Sq, Dv), optional
@@ -86,17 +87,17 @@ def attention(
     out : array, shape (B, Hq, Sq, Dv)
         Of q's dtype and kind. Zero for a query that sees no key.
     lse : array, shape (B, Hq, Sq)
-        Only with `return_lse`. float32 (float64 for float64 inputs), natural logarithm, sinks included; -inf for a
-        query that sees no key.
+        Only with `return_lse`. float32 (float64 for float64 inputs), natural logarithm, sinks included; -inf
+        for a query that sees no key.
 
     Raises
     ------
     TypeError
-        An argument is no array, of another kind than q, in a device's memory, requires grad, or is of a dtype that
-        does not fit.
+        An argument is no array, of another kind than q, in a device's memory, requires grad, or is of a dtype
+        that does not fit.
     ValueError
-        An argument's shape or value does not fit, `out` cannot be written, `backend` is unknown, or the instruction
-        set that is forced is not available. No error leaves anything half done.
+        An argument's shape or value does not fit, `out` cannot be written, `backend` is unknown, or the
+        instruction set that is forced is not available. No error leaves anything half done.
     MemoryError
         There is no room for the result or the kernels' workspace.
 
@@ -107,20 +108,21 @@ def attention(
 
     Notes
     -----
-    Accumulation is in float32. Arrays of any strides are read without a copy while the last axis is contiguous and
-    addresses are multiples of the item size; q, k or v that is not so is copied first. The values of a floating mask
-    are not examined: NaN in it gives NaN. The softmax is computed online, tile by tile [1]_ [2]_, so that memory does
-    not grow with Sq * Sk; grouped-query attention follows [3]_, ALiBi [4]_, and sinks [5]_.
+    Accumulation is in float32. Arrays of any strides are read without a copy while the last axis
+    is contiguous and addresses are multiples of the item size; q, k or v that is not so is copied first. The
+    values of a floating mask are not examined: NaN in it gives NaN. The softmax is computed online, tile by
+    tile [1]_ [2]_, so that memory does not grow with Sq * Sk; grouped-query attention follows [3]_, ALiBi
+    [4]_, and sinks [5]_.
 
     References
     ----------
     .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867.
     .. [2] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning",
        arXiv:2307.08691.
-    .. [3] J. Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
-       arXiv:2305.13245.
-    .. [4] O. Press et al., "Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation",
-       arXiv:2108.12409.
+    .. [3] J. Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head
+       Checkpoints", arXiv:2305.13245.
+    .. [4] O. Press et al., "Train Short, Test Long: Attention with Linear Biases Enables Input Length
+       Extrapolation", arXiv:2108.12409.
     .. [5] G. Xiao et al., "Efficient Streaming Language Models with Attention Sinks", arXiv:2309.17453.
 
     Examples
@@ -136,8 +138,8 @@ def attention(
     array([1. , 1.5], dtype=float32)
     """
     problem = validate(
-        q, k, v, causal, window, mask, alibi_slopes, scale, softcap, sinks, kv_lengths, q_offset, return_lse, out,
-        backend, num_threads,
+        q, k, v, causal, window, mask, alibi_slopes, scale, softcap, sinks, kv_lengths, q_offset, return_lse,
+        out, backend, num_threads,
     )  # fmt: skip
     run(problem, backend)
     return problem.result(return_lse)
@@ -173,14 +175,15 @@ def attention_varlen(
     v : array, shape (Tk, Hkv, Dv)
         Values of all sequences.
     cu_seqlens_q, cu_seqlens_k : integer array, shape (B + 1,)
-        Where each sequence starts: sequence b is rows ``cu[b]`` to ``cu[b + 1]``. They start at 0, never decrease,
-        and end at Tq and Tk. A sequence may be empty.
+        Where each sequence starts: sequence b is rows ``cu[b]`` to ``cu[b + 1]``. They start at 0, never
+        decrease, and end at Tq and Tk. A sequence may be empty.
     causal, window, scale, softcap, sinks, backend, num_threads
         As in `attention`.
     alibi_slopes : array, shape (Hq,) or (B, Hq), optional
         As in `attention`.
     q_offset : int or integer array (B,), optional
-        Position of each sequence's first query among its keys; by default its last query stands at its last key.
+        Position of each sequence's first query among its keys; by default its last query stands at its last
+        key.
     return_lse : bool, default False
         Return also the log-sum-exp.
     out : array, shape (Tq, Hq, Dv), optional
@@ -200,7 +203,8 @@ def attention_varlen(
 
     Notes
     -----
-    The packed layout and the name of its index arrays are those of FlashAttention's ``flash_attn_varlen_func``.
+    The packed layout and the name of its index arrays are those of FlashAttention's
+    ``flash_attn_varlen_func``.
 
     Examples
     --------
@@ -213,8 +217,8 @@ def attention_varlen(
     array([0. , 1.5, 1.5], dtype=float32)
     """
     problem = validate_varlen(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, causal, window, alibi_slopes, scale, softcap, sinks, q_offset, return_lse,
-        out, backend, num_threads,
+        q, k, v, cu_seqlens_q, cu_seqlens_k, causal, window, alibi_slopes, scale, softcap, sinks, q_offset,
+        return_lse, out, backend, num_threads,
     )  # fmt: skip
     run(problem, backend)
     return problem.result(return_lse)
@@ -226,9 +230,10 @@ def merge(parts: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     Parameters
     ----------
     parts : iterable of (out, lse)
-        What ``attention(..., return_lse=True)`` or ``attention_varlen(..., return_lse=True)`` returned for the same
-        queries and different keys. All `out` have one shape and dtype (float32, float16, bfloat16 or float64); all
-        `lse` have that shape without the last axis, and one dtype, float32 or float64. At least one part.
+        What ``attention(..., return_lse=True)`` or ``attention_varlen(..., return_lse=True)`` returned for
+        the same queries and different keys. All `out` have one shape and dtype (float32, float16, bfloat16 or
+        float64); all `lse` have that shape without the last axis, and one dtype, float32 or float64. At least
+        one part.
 
     Returns
     -------
@@ -246,11 +251,12 @@ def merge(parts: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
 
     Notes
     -----
-    Softmax over a union is the average of the softmaxes over its sets, weighted by ``exp(lse)`` (FlashDecoding's
-    second step; "Online normalizer calculation for softmax", arXiv:1805.02867, section 3.1, shows why order does not
-    matter). The computation is in float32, in float64 where an input is. A part in which a query sees no key has
-    ``lse = -inf`` and no weight; a query that sees none in any part gets 0 and -inf. Sinks belong to one part only,
-    one whose keys every query sees: each part adds them to its denominator.
+    Softmax over a union is the average of the softmaxes over its sets, weighted by ``exp(lse)``
+    (FlashDecoding's second step; "Online normalizer calculation for softmax", arXiv:1805.02867, section 3.1,
+    shows why order does not matter). The computation is in float32, in float64 where an input is. A part in
+    which a query sees no key has ``lse = -inf`` and no weight; a query that sees none in any part gets 0 and
+    -inf. Sinks belong to one part only, one whose keys every query sees: each part adds them to its
+    denominator.
 
     Examples
     --------
@@ -277,25 +283,33 @@ def merge(parts: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
         if lse.dtype not in (np.float32, np.float64):
             raise TypeError(f"parts[{n}] lse: expected float32 or float64, got {lse.dtype}")
         if out.ndim == 0 or lse.shape != out.shape[:-1]:
-            raise ValueError(f"parts[{n}] lse: expected out's shape {out.shape} without its last axis, got {lse.shape}")
+            raise ValueError(
+                f"parts[{n}] lse: expected out's shape {out.shape} without its last axis, got {lse.shape}"
+            )
         outs.append(out)
         lses.append(lse)
         if out.shape != outs[0].shape:
-            raise ValueError(f"parts[{n}] out: expected the shape of parts[0], {outs[0].shape}, got {out.shape}")
+            raise ValueError(
+                f"parts[{n}] out: expected the shape of parts[0], {outs[0].shape}, got {out.shape}"
+            )
         if (out.dtype, lse.dtype) != (outs[0].dtype, lses[0].dtype):
             raise TypeError(
-                f"parts[{n}]: expected the dtypes of parts[0], {outs[0].dtype} and {lses[0].dtype}, got {out.dtype} "
-                f"and {lse.dtype}"
+                f"parts[{n}]: expected the dtypes of parts[0], {outs[0].dtype} and {lses[0].dtype}, "
+                f"got {out.dtype} and {lse.dtype}"
             )
     if not outs:
         raise ValueError("parts: expected at least one (out, lse), got none")
 
-    wide = np.result_type(np.float32, lses[0].dtype, np.float64 if outs[0].dtype == np.float64 else np.float32)
+    wide = np.result_type(
+        np.float32, lses[0].dtype, np.float64 if outs[0].dtype == np.float64 else np.float32
+    )
     stacked = np.stack([lse.astype(wide, copy=False) for lse in lses])
     peak = stacked.max(axis=0)
     # Where no part has a key the peak is -inf; shifting by 0 instead keeps every weight at exp(-inf) = 0.
     shift = np.where(np.isneginf(peak), wide.type(0), peak)
-    with np.errstate(invalid="ignore", divide="ignore"):  # an infinite or NaN lse gives NaN; log(0) is the -inf meant
+    with np.errstate(
+        invalid="ignore", divide="ignore"
+    ):  # an infinite or NaN lse gives NaN; log(0) is the -inf meant
         weights = np.exp(stacked - shift)
         total = weights.sum(axis=0)
         merged_lse = shift + np.log(total)

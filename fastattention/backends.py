@@ -22,8 +22,8 @@ def run(problem: Problem, backend: str) -> None:
     problem : Problem
         From `validate`; not checked again.
     backend : str
-        "auto" or "cpu": the CPU kernels, in the instruction set of `get_isa`. "reference": ``reference.tiling`` in
-        float64, rounded to q's dtype at the end.
+        "auto" or "cpu": the CPU kernels, in the instruction set of `get_isa`. "reference":
+        ``reference.tiling`` in float64, rounded to q's dtype at the end.
 
     Raises
     ------
@@ -32,7 +32,8 @@ def run(problem: Problem, backend: str) -> None:
     MemoryError
         When the kernels' workspace cannot be allocated.
     """
-    # No query, or no key at all: the definition gives 0 and -inf, and no kernel needs to know of empty arrays.
+    # No query, or no key at all: the definition gives 0 and -inf, and no kernel needs to know of empty
+    # arrays.
     if problem.out.size == 0 or problem.k.size == 0:
         problem.out.fill(0)
         if problem.lse is not None:
@@ -46,9 +47,10 @@ def run(problem: Problem, backend: str) -> None:
 def _run_cpu(p: Problem) -> None:
     cpu_kernels.attention(
         p.q, p.k, p.v, p.out, p.lse, scale=p.scale, softcap=p.softcap, window_left=p.window_left,
-        window_right=p.window_right, mask=p.mask, alibi_slopes=p.alibi_slopes, sinks=p.sinks, kv_lengths=p.kv_lengths,
-        q_offsets=p.q_offsets, cu_seqlens_q=p.cu_seqlens_q, cu_seqlens_k=p.cu_seqlens_k, max_seqlen_q=p.max_seqlen_q,
-        max_seqlen_k=p.max_seqlen_k, num_threads=p.num_threads, isa=get_isa(),
+        window_right=p.window_right, mask=p.mask, alibi_slopes=p.alibi_slopes, sinks=p.sinks,
+        kv_lengths=p.kv_lengths, q_offsets=p.q_offsets, cu_seqlens_q=p.cu_seqlens_q,
+        cu_seqlens_k=p.cu_seqlens_k, max_seqlen_q=p.max_seqlen_q, max_seqlen_k=p.max_seqlen_k,
+        num_threads=p.num_threads, isa=get_isa(),
     )  # fmt: skip
 
 
@@ -61,8 +63,8 @@ def _run_reference(p: Problem) -> None:
     }
     if p.cu_seqlens_q is None or p.cu_seqlens_k is None:
         out, lse = tiling.attention(
-            p.q, p.k, p.v, mask=p.mask, alibi_slopes=p.alibi_slopes, kv_lengths=p.kv_lengths, q_offset=p.q_offsets,
-            **options,
+            p.q, p.k, p.v, mask=p.mask, alibi_slopes=p.alibi_slopes, kv_lengths=p.kv_lengths,
+            q_offset=p.q_offsets, **options,
         )  # fmt: skip
         p.out[...] = out
         if p.lse is not None:

@@ -39,7 +39,8 @@ class KVCache:
     head_dim : int
         Head dimension of the keys, D, 1 to 256.
     dtype : dtype
-        float32, float16 or bfloat16 (`ml_dtypes.bfloat16`, or the string "bfloat16"): how keys and values are kept.
+        float32, float16 or bfloat16 (`ml_dtypes.bfloat16`, or the string "bfloat16"): how keys and values are
+        kept.
     v_dim : int, optional
         Head dimension of the values, Dv; default `head_dim`.
     max_length : int
@@ -54,9 +55,10 @@ class KVCache:
 
     Notes
     -----
-    Memory grows with the longest sequence: it doubles whenever it is full, up to `max_length`, so each token is copied
-    a constant number of times on average. While it grows, the old and the new buffer exist together.
-    Arrays handed out as `keys` and `values` are views: they see nothing of what is appended after the buffer has grown.
+    Memory grows with the longest sequence: it doubles whenever it is full, up to `max_length`, so
+    each token is copied a constant number of times on average. While it grows, the old and the new buffer
+    exist together. Arrays handed out as `keys` and `values` are views: they see nothing of what is appended
+    after the buffer has grown. One cache is for one thread at a time.
 
     Examples
     --------
@@ -75,8 +77,8 @@ class KVCache:
     """
 
     __slots__ = (
-        "_batch", "_dtype", "_head_dim", "_k", "_kv_heads", "_lengths", "_longest", "_max_length", "_uniform", "_v",
-        "_v_dim",
+        "_batch", "_dtype", "_head_dim", "_k", "_kv_heads", "_lengths", "_longest", "_max_length", "_uniform",
+        "_v", "_v_dim",
     )  # fmt: skip
 
     def __init__(
@@ -102,7 +104,9 @@ class KVCache:
         except TypeError as error:
             raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}") from error
         if dtype is None or self._dtype not in KERNEL_DTYPES:
-            raise TypeError(f"dtype: expected float32, float16 or bfloat16 in native byte order, got {dtype!r}")
+            raise TypeError(
+                f"dtype: expected float32, float16 or bfloat16 in native byte order, got {dtype!r}"
+            )
         self._lengths = np.zeros(self._batch, np.int64)
         self._longest = 0
         self._uniform = True  # all sequences have the same length
@@ -153,11 +157,14 @@ class KVCache:
     def _incoming(self, x: Any, name: str, kind: str, dim: int) -> Array:
         array = operand(x, name, kind)
         if array.dtype != self._dtype and array.dtype != np.float32:
-            raise TypeError(f"{name}: expected {self._dtype.name} (the cache's) or float32, got {array.dtype}")
+            raise TypeError(
+                f"{name}: expected {self._dtype.name} (the cache's) or float32, got {array.dtype}"
+            )
         shape = array.shape
         if len(shape) != 4 or shape[:2] != (self._batch, self._kv_heads) or shape[3] != dim:
             raise ValueError(
-                f"{name}: expected shape (B, Hkv, S, D) = ({self._batch}, {self._kv_heads}, S, {dim}), got {shape}"
+                f"{name}: expected shape (B, Hkv, S, D) = ({self._batch}, {self._kv_heads}, S, {dim}), "
+                f"got {shape}"
             )
         return array
 
@@ -167,7 +174,8 @@ class KVCache:
         Parameters
         ----------
         k : array, shape (B, Hkv, S, D)
-            Of the cache's dtype, or float32, which is rounded to it. NumPy, PyTorch, JAX, as in `attention`.
+            Of the cache's dtype, or float32, which is rounded to it: past float16's range to inf, with
+            NumPy's warning. NumPy, PyTorch, JAX, as in `attention`.
         v : array, shape (B, Hkv, S, Dv)
             Likewise, of k's kind.
         lengths : integer array, shape (B,), optional
@@ -196,7 +204,7 @@ class KVCache:
             new_longest = int((self._lengths + counts).max())
         if new_longest > self._max_length:
             raise ValueError(
-                f"k: {count} more tokens would make the longest sequence {new_longest}; max_length is "
+                f"k: appending would make the longest sequence {new_longest}; max_length is "
                 f"{self._max_length}, lengths are {self._lengths.tolist()}"
             )
         self._reserve(new_longest)
@@ -222,7 +230,9 @@ class KVCache:
         if counts.shape != (self._batch,):
             raise ValueError(f"lengths: expected shape (B,) = ({self._batch},), got {counts.shape}")
         if int(counts.min()) < 0 or int(counts.max()) > most:
-            raise ValueError(f"lengths: expected 0 to S = {most}, got {int(counts.min())} to {int(counts.max())}")
+            raise ValueError(
+                f"lengths: expected 0 to S = {most}, got {int(counts.min())} to {int(counts.max())}"
+            )
         return counts.astype(np.int64)
 
     def _reserve(self, length: int) -> None:
@@ -264,8 +274,8 @@ class KVCache:
         q : array, shape (B, Hq, Sq, D)
             Queries: float32 or the cache's dtype; any kind that `attention` takes. Hq is a multiple of Hkv.
         causal : bool, default True
-            A query sees no key after its own position. The last query stands at the last key of its sequence: append
-            the tokens' keys and values first, then attend with their queries.
+            A query sees no key after its own position. The last query stands at the last key of its sequence:
+            append the tokens' keys and values first, then attend with their queries.
         window, alibi_slopes, scale, softcap, sinks, q_offset, return_lse, backend, num_threads
             As in `attention`.
         mask : array, broadcastable to (B, Hq, Sq, max(lengths)), optional
@@ -287,8 +297,9 @@ class KVCache:
         """
         rows = slice(self._longest)
         problem = validate(
-            q, self._k[:, :, rows], self._v[:, :, rows], causal, window, mask, alibi_slopes, scale, softcap, sinks,
-            None if self._uniform else self._lengths, q_offset, return_lse, out, backend, num_threads, True,
+            q, self._k[:, :, rows], self._v[:, :, rows], causal, window, mask, alibi_slopes, scale, softcap,
+            sinks, None if self._uniform else self._lengths, q_offset, return_lse, out, backend, num_threads,
+            True,
         )  # fmt: skip
         run(problem, backend)
         return problem.result(return_lse)

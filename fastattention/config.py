@@ -41,8 +41,9 @@ def _check_isa(name: object, source: str) -> str:
 def get_isa() -> str:
     """Return the instruction set that the CPU kernels use.
 
-    It is the one forced with `set_isa`; else the one that the environment variable ``FASTATTENTION_ISA`` names; else
-    the fastest that this build has and this machine runs.
+    It is the one forced with `set_isa`; else the one that the environment variable ``FASTATTENTION_ISA``
+    names; else the fastest that this build has and this machine runs. The environment is read
+    once, at the first use.
 
     Returns
     -------
@@ -78,8 +79,8 @@ def set_isa(name: str | None) -> None:
     Parameters
     ----------
     name : str or None
-        One of ``fastattention.cpu_kernels.available_isas()``. None undoes an earlier call: ``FASTATTENTION_ISA``
-        where it is set, else the fastest available.
+        One of ``fastattention.cpu_kernels.available_isas()``. None undoes an earlier call:
+        ``FASTATTENTION_ISA`` where it is set, else the fastest available.
 
     Raises
     ------
@@ -136,8 +137,8 @@ _ASK: Any = object()
 def num_threads(n: int | None = _ASK) -> _ThreadCount:
     """Set, or ask for, the number of threads of the CPU kernels, for the whole process.
 
-    Without a setting it is what OpenMP would start: ``OMP_NUM_THREADS`` where it is set, else the cores that the
-    process may run on. A call's own ``num_threads=`` goes before either.
+    Without a setting it is what OpenMP would start: ``OMP_NUM_THREADS`` where it is set, else the cores that
+    the process may run on. A call's own ``num_threads=`` goes before either.
 
     Parameters
     ----------
@@ -147,7 +148,8 @@ def num_threads(n: int | None = _ASK) -> _ThreadCount:
     Returns
     -------
     int
-        The number now in force. As a context manager it puts the earlier setting back at the end of the block.
+        The number now in force. As a context manager it puts the earlier setting back at the end of the
+        block.
 
     Raises
     ------
@@ -176,8 +178,8 @@ def show_config() -> dict[str, Any]:
     Returns
     -------
     dict
-        "version", "isa" (in force), "isas" (available), "threads", "compiler", "cache_bytes" (L1 data, L2, L3; 0 where
-        unknown), "machine", "python", "numpy", "ml_dtypes", "gpu".
+        "version", "isa" (in force), "isas" (available), "threads", "compiler", "cache_bytes" (L1 data, L2,
+        L3; 0 where unknown), "machine", "python", "numpy", "ml_dtypes", "gpu".
 
     Raises
     ------

@@ -1,9 +1,10 @@
 """bfloat16 across DLPack, in both directions and without a copy.
 
-NumPy imports and exports DLPack capsules, and gets their lifetime right, but it knows no bfloat16. So this module
-leaves the capsule to NumPy and changes only the label inside: a bfloat16 tensor is presented as uint16, taken by
-NumPy, and viewed as `ml_dtypes.bfloat16`; on the way out, the reverse. Nothing here ever calls a deleter: the
-capsule, with the producer's deleter in it, goes from producer to consumer as if this module were not there.
+NumPy imports and exports DLPack capsules, and gets their lifetime right, but it knows no bfloat16. So this
+module leaves the capsule to NumPy and changes only the label inside: a bfloat16 tensor is presented as
+uint16, taken by NumPy, and viewed as `ml_dtypes.bfloat16`; on the way out, the reverse. Nothing here ever
+calls a deleter: the capsule, with the producer's deleter in it, goes from producer to consumer as if this
+module were not there.
 
 The structures are those of ``dlpack.h`` 1.x [1]_; only their fields up to the element type are declared.
 
@@ -27,13 +28,13 @@ _UINT, _BFLOAT = 1, 4  # DLDataTypeCode
 
 
 class _DataType(ctypes.Structure):
-    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]  # noqa: RUF012
+    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
 
 
 class _Tensor(ctypes.Structure):
     """DLTensor, and the start of DLManagedTensor, which begins with one."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("data", ctypes.c_void_p),
         ("device_type", ctypes.c_int32),
         ("device_id", ctypes.c_int32),
@@ -45,7 +46,7 @@ class _Tensor(ctypes.Structure):
 class _Versioned(ctypes.Structure):
     """DLManagedTensorVersioned: the version and the owner come first, the tensor after them."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("major", ctypes.c_uint32),
         ("minor", ctypes.c_uint32),
         ("manager_ctx", ctypes.c_void_p),
@@ -64,13 +65,16 @@ _get_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 def _element_type(capsule: Any) -> _DataType | None:
-    """Return the element type inside a capsule, as a live view; None where the layout is not one known here."""
+    """Return the element type inside a capsule, as a live view; None where its layout is unknown here."""
     if _is_valid(capsule, b"dltensor"):
-        return _Tensor.from_address(_get_pointer(capsule, b"dltensor")).dtype
+        tensor = _Tensor.from_address(_get_pointer(capsule, b"dltensor"))
+        element: _DataType = tensor.dtype
+        return element
     if _is_valid(capsule, b"dltensor_versioned"):
         managed = _Versioned.from_address(_get_pointer(capsule, b"dltensor_versioned"))
         # Another major version may have another layout: leave it for NumPy to refuse.
-        return managed.tensor.dtype if managed.major == 1 else None
+        element = managed.tensor.dtype
+        return element if managed.major == 1 else None
     return None
 
 
@@ -96,7 +100,8 @@ class _Importer:
         self.bfloat16 = False
 
     def __dlpack__(self, **kwargs: Any) -> Any:
-        # A TypeError about unknown keywords (producers older than DLPack 1.0) is for NumPy: it asks again without.
+        # A TypeError about unknown keywords (producers older than DLPack 1.0) is for NumPy: it asks again
+        # without.
         capsule = self.source.__dlpack__(**kwargs)
         self.bfloat16 = _relabel(capsule, _BFLOAT, _UINT)
         return capsule

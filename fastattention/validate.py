@@ -1,8 +1,8 @@
 """The only gate: what a caller passes becomes one `Problem`, or an error that names the argument.
 
-Validation never computes, and a backend never validates again. Everything is checked before any work is done and
-before `out` is touched. The common case, NumPy arrays and no options, passes through in a few microseconds: checks
-run in a flat sequence, and options cost only those who use them.
+Validation never computes, and a backend never validates again. Everything is checked before any work is done
+and before `out` is touched. The common case, NumPy arrays and no options, passes through in a few
+microseconds: checks run in a flat sequence, and options cost only those who use them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Problem:
 
 def check_backend(backend: Any) -> bool:
     """Raise unless this version has the backend; return whether it is the reference."""
-    if backend == "auto" or backend == "cpu":  # noqa: PLR1714 (twice as fast as a tuple, and on every call)
+    if backend == "auto" or backend == "cpu":
         return False
     if backend == "reference":
         return True
@@ -100,9 +100,13 @@ def _check_dtypes(q: Array, k: Array, v: Array, reference: bool, cached: bool) -
         if not dtype.isnative:
             raise TypeError(f"{name}: byte-swapped arrays are not supported, got dtype {dtype.str!r}")
         if dtype == _FLOAT64 and not reference:
-            raise TypeError(f"{name}: the CPU kernels have no float64; pass backend='reference', or convert to float32")
+            raise TypeError(
+                f"{name}: the CPU kernels have no float64; pass backend='reference', or convert to float32"
+            )
         if dtype not in KERNEL_DTYPES and dtype != _FLOAT64:
-            raise TypeError(f"{name}: expected float32, float16, bfloat16 (or float64 on the reference), got {dtype}")
+            raise TypeError(
+                f"{name}: expected float32, float16, bfloat16 (or float64 on the reference), got {dtype}"
+            )
     if k.dtype != v.dtype:
         raise TypeError(f"v: expected k's dtype {k.dtype}, got {v.dtype}")
     if cached:
@@ -112,7 +116,9 @@ def _check_dtypes(q: Array, k: Array, v: Array, reference: bool, cached: bool) -
         raise TypeError(f"k: expected q's dtype {q.dtype}, got {k.dtype}")
 
 
-def _check_sizes(q_heads: int, kv_heads: int, head_dim: int, v_dim: int, q_len: int, k_len: int, batch: int) -> None:
+def _check_sizes(
+    q_heads: int, kv_heads: int, head_dim: int, v_dim: int, q_len: int, k_len: int, batch: int
+) -> None:
     if (q_heads % kv_heads if kv_heads else q_heads) != 0:
         raise ValueError(f"q: its number of heads ({q_heads}) must be a multiple of k's and v's ({kv_heads})")
     if not 1 <= head_dim <= MAX_HEAD_DIM:
@@ -123,9 +129,11 @@ def _check_sizes(q_heads: int, kv_heads: int, head_dim: int, v_dim: int, q_len: 
         raise ValueError(f"k: expected at most 2**31 - 1 keys, got {k_len}")
     if q_len > MAX_LENGTH:
         raise ValueError(f"q: expected at most 2**31 - 1 queries, got {q_len}")
-    if batch * q_heads * q_len * max(k_len, v_dim, head_dim) > _INT64_MAX:
+    # In bytes of the widest type, so that neither the kernels' products nor the size of `out` can overflow.
+    if 8 * batch * q_heads * q_len * max(k_len, v_dim, head_dim) > _INT64_MAX:
         raise ValueError(
-            f"q, k: the sizes B = {batch}, Hq = {q_heads}, Sq = {q_len}, Sk = {k_len} multiply to more than int64 holds"
+            f"q, k: sizes B = {batch}, Hq = {q_heads}, Sq = {q_len}, Sk = {k_len} "
+            "multiply to more than int64 holds"
         )
 
 
@@ -147,7 +155,11 @@ def _check_padded_shapes(q: Array, k: Array, v: Array) -> None:
 
 
 def _check_packed_shapes(q: Array, k: Array, v: Array) -> None:
-    for name, array, expected in (("q", q, "(Tq, Hq, D)"), ("k", k, "(Tk, Hkv, D)"), ("v", v, "(Tk, Hkv, Dv)")):
+    for name, array, expected in (
+        ("q", q, "(Tq, Hq, D)"),
+        ("k", k, "(Tk, Hkv, D)"),
+        ("v", v, "(Tk, Hkv, Dv)"),
+    ):
         if array.ndim != 3:
             raise ValueError(f"{name}: expected 3 axes {expected}, got shape {array.shape}")
     if k.shape[2] != q.shape[2]:
@@ -171,8 +183,8 @@ def validate(
 ) -> Problem:  # fmt: skip
     """Check the arguments of `attention` and return the problem they describe.
 
-    With `cached`, k, v and kv_lengths are the cache's own arrays: NumPy whatever q's kind is, and of a dtype that may
-    differ from a float32 q's.
+    With `cached`, k, v and kv_lengths are the cache's own arrays: NumPy whatever q's kind is, and of a dtype
+    that may differ from a float32 q's.
     """
     reference = check_backend(backend)
     if type(q) is type(k) is type(v) is np.ndarray:
@@ -185,6 +197,9 @@ def validate(
     # The plain case costs one comparison and one look-up; every other goes through the full rules.
     if not (dtype == k.dtype == v.dtype and dtype in KERNEL_DTYPES):
         _check_dtypes(q, k, v, reference, cached)
+    if cached and (q.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]):
+        expected = f"({k.shape[0]}, Hq, Sq, {k.shape[3]})"
+        raise ValueError(f"q: expected shape (B, Hq, Sq, D) = {expected} to fit the cache, got {q.shape}")
     _check_padded_shapes(q, k, v)
     batch, q_heads, q_len, head_dim = q.shape
     v_dim = v.shape[3]
@@ -219,14 +234,15 @@ def validate(
 
     lse = np.empty(shape[:3], _FLOAT64 if dtype == _FLOAT64 else _FLOAT32) if return_lse else None
     return Problem(
-        usable(q), usable(k), usable(v), destination, lse, scale, softcap, left, right, mask, alibi_slopes, sinks,
-        kv_lengths, q_offsets, None, None, 0, 0, count, kind, out,
+        usable(q), usable(k), usable(v), destination, lse, scale, softcap, left, right, mask, alibi_slopes,
+        sinks, kv_lengths, q_offsets, None, None, 0, 0, count, kind, out,
     )  # fmt: skip
 
 
 def validate_varlen(
     q: Any, k: Any, v: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, causal: Any, window: Any, alibi_slopes: Any,
-    scale: Any, softcap: Any, sinks: Any, q_offset: Any, return_lse: Any, out: Any, backend: Any, num_threads: Any,
+    scale: Any, softcap: Any, sinks: Any, q_offset: Any, return_lse: Any, out: Any, backend: Any, num_threads:
+    Any,
 ) -> Problem:  # fmt: skip
     """Check the arguments of `attention_varlen` and return the problem they describe."""
     reference = check_backend(backend)
@@ -238,7 +254,9 @@ def validate_varlen(
     cu_q, longest_q = sequence_starts(cu_seqlens_q, "cu_seqlens_q", "Tq", rows, kind)
     cu_k, longest_k = sequence_starts(cu_seqlens_k, "cu_seqlens_k", "Tk", k.shape[0], kind)
     if cu_k.shape != cu_q.shape:
-        raise ValueError(f"cu_seqlens_k: expected as many entries as cu_seqlens_q {cu_q.shape}, got {cu_k.shape}")
+        raise ValueError(
+            f"cu_seqlens_k: expected as many entries as cu_seqlens_q {cu_q.shape}, got {cu_k.shape}"
+        )
     batch = cu_q.shape[0] - 1
     shape = (rows, q_heads, v.shape[2])
     if out is None:
@@ -263,6 +281,6 @@ def validate_varlen(
 
     lse = np.empty(shape[:2], _FLOAT64 if dtype == _FLOAT64 else _FLOAT32) if return_lse else None
     return Problem(
-        usable(q), usable(k), usable(v), destination, lse, scale, softcap, left, right, None, alibi_slopes, sinks,
-        None, q_offsets, cu_q, cu_k, longest_q, longest_k, count, kind, out,
+        usable(q), usable(k), usable(v), destination, lse, scale, softcap, left, right, None, alibi_slopes,
+        sinks, None, q_offsets, cu_q, cu_k, longest_q, longest_k, count, kind, out,
     )  # fmt: skip

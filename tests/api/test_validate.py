@@ -1,0 +1,630 @@
+"""Bad input gets an error that names the argument; odd but sound input gets the right answer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastattention
+
+B, HQ, HKV, SQ, SK, D, DV = 2, 4, 2, 3, 7, 8, 5
+NAN, INF = float("nan"), float("inf")
+INT64_MAX = 2**63 - 1
+
+
+def tensors(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((B, HQ, SQ, D)).astype(dtype)
+    k = rng.standard_normal((B, HKV, SK, D)).astype(dtype)
+    v = rng.standard_normal((B, HKV, SK, DV)).astype(dtype)
+    return {"q": q, "k": k, "v": v}
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+def wide(*shape, dtype=np.float32):
+    """An array of any size in no memory: all strides 0."""
+    return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, [0] * len(shape))
+
+
+def fused():
+    """q, k, v and a place for out in one buffer: (B, H, S, 4 D)."""
+    buffer = np.random.default_rng(1).standard_normal((B, HQ, SK, 4 * D)).astype(np.float32)
+    return [buffer[..., n * D : (n + 1) * D] for n in range(4)]
+
+
+# name: what is passed instead of, or beside, good tensors; the error; what its message must say.
+BAD = {
+    # What is no array.
+    "list": ({"q": [[[[1.0]]]]}, TypeError, "q: expected an array .*got list"),
+    "none": ({"k": None}, TypeError, "k: expected an array .*got NoneType"),
+    "string": ({"v": "values"}, TypeError, "v: expected an array .*got str"),
+    "memoryview": ({"v": memoryview(b"abc")}, TypeError, "v: expected an array"),
+    "masked array": ({"q": np.ma.masked_array(zeros(B, HQ, SQ, D))}, TypeError, "q: masked arrays"),
+    "list of lengths": ({"kv_lengths": [1, 2]}, TypeError, "kv_lengths: expected an array .*got list"),
+    # Rank and sizes.
+    "q rank 3": ({"q": zeros(HQ, SQ, D)}, ValueError, r"q: expected 4 axes .*\(4, 3, 8\)"),
+    "k rank 5": ({"k": zeros(1, B, HKV, SK, D)}, ValueError, r"k: expected 4 axes .*\(1, 2, 2, 7, 8\)"),
+    "v rank 0": ({"v": np.array(1.0, np.float32)}, ValueError, r"v: expected 4 axes .*\(\)"),
+    "batch": ({"k": zeros(3, HKV, SK, D)}, ValueError, r"k: expected q's batch size 2, .*\(3, 2, 7, 8\)"),
+    "v batch": ({"v": zeros(3, HKV, SK, DV)}, ValueError, r"v: expected \(B, Hkv, Sk\) .*\(2, 2, 7\)"),
+    "v heads": ({"v": zeros(B, 4, SK, DV)}, ValueError, r"v: .*\(2, 4, 7, 5\)"),
+    "v length": ({"v": zeros(B, HKV, SK + 1, DV)}, ValueError, r"v: .*\(2, 2, 8, 5\)"),
+    "head dim": ({"k": zeros(B, HKV, SK, D + 1)}, ValueError, r"k: expected q's head dimension 8"),
+    "group": ({"q": zeros(B, 3, SQ, D)}, ValueError, r"q: .*heads \(3\) must be a multiple .*\(2\)"),
+    "no kv heads": (
+        {"k": zeros(B, 0, SK, D), "v": zeros(B, 0, SK, DV)},
+        ValueError,
+        r"q: .*heads \(4\) must be a multiple .*\(0\)",
+    ),
+    "D 0": ({"q": zeros(B, HQ, SQ, 0), "k": zeros(B, HKV, SK, 0)}, ValueError, "D from 1 to 256, got 0"),
+    "D 257": (
+        {"q": zeros(B, HQ, SQ, 257), "k": zeros(B, HKV, SK, 257)},
+        ValueError,
+        "D from 1 to 256, got 257",
+    ),
+    "Dv 0": ({"v": zeros(B, HKV, SK, 0)}, ValueError, "Dv from 1 to 256, got 0"),
+    "Dv 257": ({"v": zeros(B, HKV, SK, 257)}, ValueError, "Dv from 1 to 256, got 257"),
+    "keys past 2**31": (
+        {"k": wide(B, HKV, 2**31, D), "v": wide(B, HKV, 2**31, DV)},
+        ValueError,
+        r"k: expected at most 2\*\*31 - 1 keys, got 2147483648",
+    ),
+    "queries past 2**31": (
+        {"q": wide(B, HQ, 2**31, D)},
+        ValueError,
+        r"q: expected at most 2\*\*31 - 1 queries",
+    ),
+    "more than int64": (
+        {"q": wide(8, HQ, 2**31 - 1, D), "k": wide(8, HKV, 2**31 - 1, D), "v": wide(8, HKV, 2**31 - 1, DV)},
+        ValueError,
+        "Sk = 2147483647 multiply to more than int64",
+    ),
+    # Dtypes.
+    "int": ({"q": zeros(B, HQ, SQ, D, dtype=int)}, TypeError, "q: expected float32, .*got int64"),
+    "complex": (
+        {"k": zeros(B, HKV, SK, D, dtype=np.complex64)},
+        TypeError,
+        "k: expected float32, .*complex64",
+    ),
+    "object": ({"v": zeros(B, HKV, SK, DV, dtype=object)}, TypeError, "v: expected float32, .*object"),
+    "mixed": ({"k": zeros(B, HKV, SK, D, dtype=np.float16)}, TypeError, "float16"),
+    "v mixed": (
+        {"v": zeros(B, HKV, SK, DV, dtype=ml_dtypes.bfloat16)},
+        TypeError,
+        "v: expected k's dtype float32, ",
+    ),
+    "q other": (
+        {"q": zeros(B, HQ, SQ, D, dtype=np.float16)},
+        TypeError,
+        "k: expected q's dtype float16, .*float32",
+    ),
+    "float64": (tensors(np.float64), TypeError, "q: .*backend='reference'"),
+    "float64 on cpu": ({**tensors(np.float64), "backend": "cpu"}, TypeError, "q: .*backend='reference'"),
+    "byte-swapped": (tensors(">f4"), TypeError, "q: byte-swapped .*'>f4'"),
+    "byte-swapped mask": ({"mask": zeros(SQ, SK, dtype=">f4")}, TypeError, "mask: byte-swapped"),
+    # Options.
+    "causal string": ({"causal": "False"}, TypeError, "causal: expected True or False, got 'False'"),
+    "window int": ({"window": 3}, TypeError, r"window: expected None or a pair \(left, right\), got 3"),
+    "window of three": ({"window": (1, 2, 3)}, TypeError, "window: expected None or a pair"),
+    "window negative": ({"window": (-2, 0)}, ValueError, "window left: expected at least 0, .*got -2"),
+    "window right": ({"window": (None, -7)}, ValueError, "window right: .*got -7"),
+    "window float": ({"window": (1.5, 0)}, TypeError, "window left: expected an integer or None, got float"),
+    "window bool": ({"window": (0, True)}, TypeError, "window right: expected an integer or None, got bool"),
+    "scale nan": ({"scale": NAN}, ValueError, "scale: expected a finite float32 number, got nan"),
+    "scale inf": ({"scale": INF}, ValueError, "scale: .*got inf"),
+    "scale past float32": ({"scale": 1e39}, ValueError, r"scale: .*got 1e\+39"),
+    "scale huge int": ({"scale": 10**400}, ValueError, "scale: .*got inf"),
+    "scale string": ({"scale": "1"}, TypeError, "scale: expected a number or None, got str"),
+    "scale array": ({"scale": np.ones(2)}, TypeError, "scale: expected one number"),
+    "softcap nan": ({"softcap": NAN}, ValueError, "softcap: .*nan"),
+    "softcap inf": ({"softcap": INF}, ValueError, "softcap: .*inf"),
+    "softcap zero": (
+        {"softcap": 0},
+        ValueError,
+        "softcap: expected a positive float32 number or None, got 0.0",
+    ),
+    "softcap negative": ({"softcap": -1.0}, ValueError, "softcap: .*got -1.0"),
+    "softcap vanishing in float32": ({"softcap": 1e-60}, ValueError, "softcap: .*1e-60"),
+    "mask shape": ({"mask": zeros(SK, SQ, dtype=bool)}, ValueError, r"mask: shape \(7, 3\) .*\(2, 4, 3, 7\)"),
+    "mask larger": ({"mask": zeros(3, 1, SQ, SK)}, ValueError, r"mask: shape \(3, 1, 3, 7\)"),
+    "mask rank 5": ({"mask": zeros(1, B, HQ, SQ, SK)}, ValueError, "mask: expected at most 4 axes"),
+    "mask int": ({"mask": zeros(SQ, SK, dtype=int)}, TypeError, "mask: expected bool .*got int64"),
+    "mask list": ({"mask": [[True]]}, TypeError, "mask: expected an array .*got list"),
+    "alibi shape": (
+        {"alibi_slopes": zeros(HQ + 1)},
+        ValueError,
+        r"alibi_slopes: .*\(4,\) or .*\(2, 4\), got \(5,\)",
+    ),
+    "alibi transposed": ({"alibi_slopes": zeros(HQ, B)}, ValueError, r"alibi_slopes: .*got \(4, 2\)"),
+    "alibi dtype": (
+        {"alibi_slopes": zeros(HQ, dtype=int)},
+        TypeError,
+        "alibi_slopes: expected a floating dtype",
+    ),
+    "alibi nan": ({"alibi_slopes": np.full(HQ, NAN)}, ValueError, "alibi_slopes: expected finite"),
+    "alibi inf": ({"alibi_slopes": np.full(HQ, -INF)}, ValueError, "alibi_slopes: expected finite"),
+    "alibi past float32": ({"alibi_slopes": np.full(HQ, 1e300)}, ValueError, "alibi_slopes: expected finite"),
+    "sinks shape": ({"sinks": zeros(HKV)}, ValueError, r"sinks: expected shape \(Hq,\) = \(4,\), got \(2,\)"),
+    "sinks nan": ({"sinks": np.full(HQ, NAN, np.float32)}, ValueError, "sinks: expected finite"),
+    "sinks inf": ({"sinks": np.full(HQ, INF, np.float32)}, ValueError, "sinks: expected finite"),
+    "sinks dtype": (
+        {"sinks": zeros(HQ, dtype=bool)},
+        TypeError,
+        "sinks: expected a floating dtype, got bool",
+    ),
+    "kv_lengths negative": (
+        {"kv_lengths": np.array([-1, 2])},
+        ValueError,
+        "kv_lengths: .*Sk = 7, got -1 to 2",
+    ),
+    "kv_lengths long": (
+        {"kv_lengths": np.array([0, SK + 1])},
+        ValueError,
+        "kv_lengths: .*Sk = 7, got 0 to 8",
+    ),
+    "kv_lengths uint64": (
+        {"kv_lengths": np.array([0, 2**64 - 1], np.uint64)},
+        ValueError,
+        "kv_lengths: .*int64",
+    ),
+    "kv_lengths shape": (
+        {"kv_lengths": np.array([1, 2, 3])},
+        ValueError,
+        r"kv_lengths: .*\(2,\), got \(3,\)",
+    ),
+    "kv_lengths rank": ({"kv_lengths": np.array([[1, 2]])}, ValueError, r"kv_lengths: .*got \(1, 2\)"),
+    "kv_lengths float": (
+        {"kv_lengths": np.array([1.0, 2.0])},
+        TypeError,
+        "kv_lengths: expected integers, .*float64",
+    ),
+    "kv_lengths bool": (
+        {"kv_lengths": np.array([True, False])},
+        TypeError,
+        "kv_lengths: expected integers, .*bool",
+    ),
+    "q_offset shape": ({"q_offset": np.array([1])}, ValueError, r"q_offset: .*\(2,\), or an int, got \(1,\)"),
+    "q_offset float": ({"q_offset": 1.5}, TypeError, "q_offset: expected an array .*float"),
+    "q_offset bool": ({"q_offset": True}, TypeError, "q_offset: expected an integer"),
+    "q_offset huge": (
+        {"q_offset": 2**31 + 1},
+        ValueError,
+        r"q_offset: .*2\*\*31 in magnitude, got 2147483649",
+    ),
+    "q_offset huge array": (
+        {"q_offset": np.array([0, -(2**40)])},
+        ValueError,
+        "q_offset: .*-1099511627776 to 0",
+    ),
+    "q_offset past int64": ({"q_offset": -(2**70)}, ValueError, "q_offset: "),
+    "backend": (
+        {"backend": "cuda"},
+        ValueError,
+        "backend: expected 'auto', 'cpu' or 'reference', got 'cuda'",
+    ),
+    "backend gpu": ({"backend": "gpu"}, ValueError, "backend: 'gpu': this version has no GPU kernels"),
+    "backend none": ({"backend": None}, ValueError, "backend: .*got None"),
+    "threads 0": ({"num_threads": 0}, ValueError, "num_threads: expected an integer from 1 to 1024, got 0"),
+    "threads negative": ({"num_threads": -1}, ValueError, "num_threads: .*got -1"),
+    "threads too many": ({"num_threads": 10**9}, ValueError, "num_threads: .*got 1000000000"),
+    "threads float": ({"num_threads": 2.0}, ValueError, r"num_threads: .*got 2\.0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_and_out_untouched(case):
+    wrong, error, message = BAD[case]
+    arguments = {**tensors(), **wrong}
+    out = np.full((B, HQ, SQ, DV), 42, np.float32)
+    with pytest.raises(error, match=message):
+        fastattention.attention(**arguments, out=out)
+    with pytest.raises(error, match=message):
+        fastattention.attention(**arguments)
+    assert (out == 42).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (zeros(B, HQ, SQ, D), ValueError, r"out: expected shape \(2, 4, 3, 5\), got \(2, 4, 3, 8\)"),
+        (zeros(B, HQ, SQ), ValueError, r"out: expected shape"),
+        (zeros(B, HQ, SQ, DV, dtype=np.float64), TypeError, "out: expected dtype float32 .*float64"),
+        (zeros(B, HQ, SQ, DV, dtype=">f4"), TypeError, "out: expected dtype float32 .*>f4"),
+        (np.broadcast_to(zeros(1), (B, HQ, SQ, DV)), ValueError, "out: the array is read-only"),
+        (wide(B, HQ, SQ, DV), ValueError, "out: expected a contiguous last axis"),
+        (
+            np.lib.stride_tricks.as_strided(zeros(60), (B, HQ, SQ, DV), (240, 0, 20, 4)),
+            ValueError,
+            "out: elements share memory",
+        ),
+        (
+            np.lib.stride_tricks.as_strided(zeros(200), (B, HQ, SQ, DV), (240, 60, 16, 4)),
+            ValueError,
+            "out: elements share memory",
+        ),
+        (zeros(B, HQ, DV, SQ).swapaxes(2, 3), ValueError, "out: expected a contiguous last axis"),
+        (zeros(B, HQ, SQ, 2 * DV)[..., ::2], ValueError, "out: expected a contiguous last axis"),
+        (zeros(B, HQ, SQ, DV)[..., ::-1], ValueError, "out: expected a contiguous last axis"),
+        (
+            zeros(4 * B * HQ * SQ * DV + 1, dtype=np.uint8)[1:].view(np.float32).reshape(B, HQ, SQ, DV),
+            ValueError,
+            "out: expected addresses that are multiples of 4 bytes",
+        ),
+        ([0.0], TypeError, "out: expected an array .*got list"),
+    ],
+)
+def test_bad_out(out, error, message, backend):
+    with pytest.raises(error, match=message):
+        fastattention.attention(**tensors(), out=out, backend=backend)
+
+
+def test_read_only_out():
+    out = zeros(B, HQ, SQ, DV)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="out: the array is read-only"):
+        fastattention.attention(**tensors(), out=out)
+
+
+def test_out_in_place_of_an_input():
+    q, k, v, _ = (part[:, :, :SQ] for part in fused())
+    for name, out in (("q", q), ("k", k), ("v", v), ("q", q[:, :, ::-1])):
+        with pytest.raises(ValueError, match=f"out: shares memory with {name}"):
+            fastattention.attention(q, k, v, out=out)
+
+
+def test_out_over_an_option():
+    arguments = tensors()
+    memory = np.zeros(B * HQ * SQ * DV, np.float32)
+    out = memory.reshape(B, HQ, SQ, DV)
+    for name, option in {
+        "mask": memory[: SQ * SK].reshape(SQ, SK),
+        "alibi_slopes": memory[-HQ:],
+        "sinks": memory[:HQ],
+        "kv_lengths": memory.view(np.int64)[:B],
+        "q_offset": memory.view(np.int64)[:B],
+    }.items():
+        with pytest.raises(ValueError, match=f"out: shares memory with {name}"):
+            fastattention.attention(**arguments, **{name: option}, out=out)
+
+
+def test_out_over_an_input_that_is_copied_anyway():
+    # The last axis of q is strided, so that the kernels would read a copy; the caller's q must not be lost.
+    buffer = zeros(B, HQ, SQ, 2 * D)
+    with pytest.raises(ValueError, match="out: shares memory with q"):
+        fastattention.attention(buffer[..., ::2], buffer[..., :D], buffer[..., :D], out=buffer[..., D:])
+
+
+def test_out_beside_the_inputs_in_one_buffer():
+    q, k, v, out = fused()
+    expected = fastattention.attention(q.copy(), k.copy(), v.copy())
+    assert fastattention.attention(q, k, v, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_out_that_cannot_be_solved_counts_as_overlapping():
+    # Intertwined strides whose exact answer takes more work than is allowed, within one buffer.
+    from fastattention.arguments import _overlap
+
+    memory = np.zeros(200_000, np.int8)
+    as_strided = np.lib.stride_tricks.as_strided
+    a = as_strided(memory, (13, 17, 19, 23), (1 * 1260, 2 * 631, 3 * 421, 5 * 253))
+    b = as_strided(memory[1:], (13, 17, 19, 23), (7 * 181, 11 * 115, 13 * 97, 17 * 75))
+    with pytest.raises(np.exceptions.TooHardError):
+        np.shares_memory(a, b, max_work=1)
+    assert _overlap(a, b)
+
+
+VARLEN_BAD = {
+    "rank": ({"q": zeros(1, 6, HQ, D)}, ValueError, "q: expected 3 axes"),
+    "head dim": ({"k": zeros(9, HKV, D + 1)}, ValueError, "k: expected q's head dimension 8"),
+    "v rows": ({"v": zeros(8, HKV, DV)}, ValueError, r"v: expected \(Tk, Hkv\) of k = \(9, 2\)"),
+    "group": ({"q": zeros(6, 3, D)}, ValueError, "q: .*must be a multiple"),
+    "dtype": ({"k": zeros(9, HKV, D, dtype=np.float16)}, TypeError, "v: expected k's dtype float16"),
+    "float64": ({"q": zeros(6, HQ, D, dtype=np.float64)}, TypeError, "q: .*backend='reference'"),
+    "cu start": (
+        {"cu_seqlens_q": np.array([1, 2, 6])},
+        ValueError,
+        "cu_seqlens_q: expected to start at 0, got 1",
+    ),
+    "cu end": (
+        {"cu_seqlens_q": np.array([0, 2, 5])},
+        ValueError,
+        "cu_seqlens_q: expected to end at Tq = 6, got 5",
+    ),
+    "cu k end": (
+        {"cu_seqlens_k": np.array([0, 2, 10])},
+        ValueError,
+        "cu_seqlens_k: expected to end at Tk = 9",
+    ),
+    "cu decreasing": (
+        {"cu_seqlens_q": np.array([0, 4, 2, 6]), "cu_seqlens_k": np.array([0, 4, 4, 9])},
+        ValueError,
+        "cu_seqlens_q: expected to never decrease, got 4 then 2",
+    ),
+    "cu overflowing": (
+        {"cu_seqlens_q": np.array([0, INT64_MAX, -INT64_MAX, 6]), "cu_seqlens_k": np.array([0, 4, 4, 9])},
+        ValueError,
+        "cu_seqlens_q: expected to never decrease",
+    ),
+    "cu float": ({"cu_seqlens_k": np.array([0.0, 2.0, 9.0])}, TypeError, "cu_seqlens_k: expected integers"),
+    "cu list": ({"cu_seqlens_k": [0, 2, 9]}, TypeError, "cu_seqlens_k: expected an array"),
+    "cu rank": (
+        {"cu_seqlens_q": np.array([[0, 2, 6]])},
+        ValueError,
+        r"cu_seqlens_q: expected shape \(B \+ 1,\)",
+    ),
+    "cu empty": ({"cu_seqlens_q": np.array([], int)}, ValueError, "cu_seqlens_q: .*at least one"),
+    "cu lengths": (
+        {"cu_seqlens_k": np.array([0, 2, 4, 9])},
+        ValueError,
+        "cu_seqlens_k: expected as many entries",
+    ),
+    "q_offset": ({"q_offset": np.array([1, 2, 3])}, ValueError, "q_offset: "),
+    "alibi": ({"alibi_slopes": zeros(3, HQ)}, ValueError, "alibi_slopes: "),
+    "sinks": ({"sinks": np.full(HQ, INF)}, ValueError, "sinks: "),
+    "window": ({"window": (-5, 0)}, ValueError, "window left"),
+    "causal": ({"causal": 1}, TypeError, "causal"),
+    "softcap": ({"softcap": -1}, ValueError, "softcap"),
+    "scale": ({"scale": INF}, ValueError, "scale"),
+    "threads": ({"num_threads": 0}, ValueError, "num_threads"),
+    "backend": ({"backend": "gpu"}, ValueError, "backend"),
+}
+
+
+def packed():
+    rng = np.random.default_rng(2)
+    shapes = {"q": (6, HQ, D), "k": (9, HKV, D), "v": (9, HKV, DV)}
+    return {
+        **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()},
+        "cu_seqlens_q": np.array([0, 2, 6]),
+        "cu_seqlens_k": np.array([0, 2, 9]),
+    }
+
+
+@pytest.mark.parametrize("case", VARLEN_BAD)
+def test_bad_varlen_input_is_refused_and_out_untouched(case):
+    wrong, error, message = VARLEN_BAD[case]
+    out = np.full((6, HQ, DV), 42, np.float32)
+    with pytest.raises(error, match=message):
+        fastattention.attention_varlen(**{**packed(), **wrong}, out=out)
+    assert (out == 42).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_varlen_out(backend):
+    arguments = packed()
+    expected = fastattention.attention_varlen(**arguments, backend=backend)
+    out = np.full((6, 2 * HQ, DV), 42, np.float32)[:, ::2]
+    assert fastattention.attention_varlen(**arguments, backend=backend, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    with pytest.raises(ValueError, match="out: shares memory with q"):
+        fastattention.attention_varlen(**arguments, out=arguments["q"][..., :DV])
+    memory = np.zeros(6 * HQ * DV, np.float32)
+    arguments["cu_seqlens_k"] = memory.view(np.int64)[:3]
+    arguments["cu_seqlens_k"][:] = [0, 2, 9]
+    with pytest.raises(ValueError, match="out: shares memory with cu_seqlens_k"):
+        fastattention.attention_varlen(**arguments, out=memory.reshape(6, HQ, DV))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("batch", "q_heads", "kv_heads", "q_len", "k_len"),
+    [(0, 4, 2, 3, 7), (2, 0, 0, 3, 7), (2, 0, 2, 3, 7), (2, 4, 2, 0, 7), (2, 4, 2, 3, 0), (0, 0, 0, 0, 0)],
+)
+def test_empty(backend, batch, q_heads, kv_heads, q_len, k_len):
+    q, k, v = (
+        zeros(batch, q_heads, q_len, D),
+        zeros(batch, kv_heads, k_len, D),
+        zeros(batch, kv_heads, k_len, DV),
+    )
+    out, lse = fastattention.attention(
+        q, k, v, causal=True, return_lse=True, backend=backend, sinks=zeros(q_heads),
+        alibi_slopes=zeros(batch, q_heads), kv_lengths=zeros(batch, dtype=int), q_offset=1,
+        mask=np.ones((q_len, k_len), bool),
+    )  # fmt: skip
+    assert out.shape == (batch, q_heads, q_len, DV)
+    assert lse.shape == (batch, q_heads, q_len)
+    assert (out == 0).all()
+    assert (lse == -INF).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_empty_packed(backend):
+    cu = np.zeros(1, int)
+    out, lse = fastattention.attention_varlen(
+        zeros(0, HQ, D), zeros(0, HKV, D), zeros(0, HKV, DV), cu, cu, return_lse=True, backend=backend
+    )
+    assert out.shape == (0, HQ, DV)
+    assert lse.shape == (0, HQ)
+    arguments = {**packed(), "cu_seqlens_q": np.array([0, 0, 6, 6]), "cu_seqlens_k": np.array([0, 9, 9, 9])}
+    out, lse = fastattention.attention_varlen(**arguments, return_lse=True, backend=backend)
+    assert (out == 0).all()
+    assert (lse == -INF).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_any_memory_layout_gives_the_same_answer(backend, dtype):
+    plain = tensors(dtype)
+    expected = fastattention.attention(**plain, backend=backend)
+
+    def layouts(x):
+        itemsize = x.itemsize
+        yield "reversed", x[:, ::-1, ::-1].copy()[:, ::-1, ::-1]
+        yield "(B, S, H, D)", x.swapaxes(1, 2).copy().swapaxes(1, 2)
+        yield "last axis strided", np.repeat(x, 2, axis=3)[..., ::2]
+        yield "last axis reversed", x[..., ::-1].copy()[..., ::-1]
+        yield "Fortran", np.asfortranarray(x)
+        moved = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+        moved[...] = x
+        assert not moved.flags.aligned
+        yield "misaligned", moved
+        # Rows of an odd number of bytes: strides that are no multiple of the item size.
+        record = np.dtype(
+            {"names": ["row"], "formats": [(x.dtype, x.shape[-1])], "itemsize": x.shape[-1] * itemsize + 1}
+        )
+        odd = np.empty(x.shape[:-1], record)["row"]
+        odd[...] = x
+        assert odd.strides[-2] % itemsize
+        yield "odd strides", odd
+
+    for name in plain:
+        for label, other in layouts(plain[name]):
+            np.testing.assert_array_equal(other, plain[name])
+            got = fastattention.attention(**{**plain, name: other}, backend=backend)
+            np.testing.assert_array_equal(got, expected, err_msg=f"{name}: {label}")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_stride_0_inputs(backend):
+    arguments = tensors()
+    shared = {name: np.broadcast_to(x[:1], x.shape) for name, x in arguments.items()}
+    got = fastattention.attention(**shared, backend=backend)
+    expected = fastattention.attention(**{name: x.copy() for name, x in shared.items()}, backend=backend)
+    np.testing.assert_array_equal(got, expected)
+
+
+def masks():
+    rng = np.random.default_rng(3)
+    full = rng.standard_normal((B, HQ, SQ, SK)).astype(np.float32)
+    full[full > 1] = -INF
+    yield "full", full
+    yield "bool", full > -INF
+    for shape in [
+        (),
+        (1,),
+        (SK,),
+        (SQ, 1),
+        (SQ, SK),
+        (HQ, 1, SK),
+        (1, SQ, SK),
+        (B, 1, 1, SK),
+        (B, HQ, SQ, 1),
+    ]:
+        values = rng.standard_normal(shape).astype(np.float32)
+        yield f"float{shape}", values
+        yield f"bool{shape}", np.asarray(values > -0.5)
+    yield "float16", full.astype(np.float16)
+    yield "float64", full.astype(np.float64)
+    yield "bfloat16", full.astype(ml_dtypes.bfloat16)
+    yield "transposed", full.swapaxes(2, 3).copy().swapaxes(2, 3)
+    yield "reversed", full[:, :, :, ::-1]
+    yield "below float32's range", np.where(np.arange(SK) == 2, -1e300, 0.0)
+
+
+@pytest.mark.parametrize("mask", [pytest.param(mask, id=label) for label, mask in masks()])
+def test_masks_broadcast(mask):
+    arguments = tensors()
+    got = fastattention.attention(**arguments, mask=mask)
+    whole = np.broadcast_to(mask, (B, HQ, SQ, SK)).copy()
+    expected = fastattention.attention(**arguments, mask=whole, backend="reference")
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_float32_mask_is_not_copied():
+    from fastattention.arguments import mask_array
+
+    for dtype in (np.float32, np.bool_):
+        mask = zeros(SQ, SK, dtype=dtype)
+        view = mask_array(mask, (B, HQ, SQ, SK), "numpy", float64=False)
+        assert np.shares_memory(view, mask)
+        assert view.shape == (B, HQ, SQ, SK)
+        assert view.strides[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_options_of_other_forms(backend):
+    arguments = {**tensors(), "backend": backend, "causal": True}
+
+    def same(first, second):
+        got = fastattention.attention(**{**arguments, **first})
+        np.testing.assert_array_equal(got, fastattention.attention(**{**arguments, **second}))
+
+    same({"kv_lengths": np.array([3, 7], np.uint8)}, {"kv_lengths": np.array([3, 7])})
+    same({"kv_lengths": np.array([3, 9, 7, 9], np.int32)[::2]}, {"kv_lengths": np.array([3, 7])})
+    same({"q_offset": np.int16(2)}, {"q_offset": np.array([2, 2])})
+    same({"q_offset": SK - SQ}, {})
+    same({"scale": np.float32(0.25)}, {"scale": 0.25})
+    same({"scale": np.array(0.25)}, {"scale": 0.25})
+    same({"scale": D**-0.5}, {})
+    same({"window": (-1, None)}, {})
+    same({"window": [2, 5]}, {"window": (2, 0)})
+    same({"window": (2**70, np.int8(3))}, {})
+    same({"causal": False, "window": (None, 0)}, {})
+    same({"alibi_slopes": np.full(HQ, 0.5)}, {"alibi_slopes": np.full((B, HQ), 0.5, np.float16)})
+    same({"sinks": np.full(HQ, -INF)}, {})
+    same({"num_threads": np.int64(1)}, {"num_threads": 1})
+
+
+def test_float64_on_the_reference():
+    arguments = tensors(np.float64)
+    out, lse = fastattention.attention(**arguments, return_lse=True, backend="reference")
+    assert out.dtype == lse.dtype == np.float64
+    expected, expected_lse = fastattention.reference.standard.attention(*arguments.values())
+    np.testing.assert_allclose(out, expected, rtol=1e-12)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-12)
+
+
+def test_the_reference_rounds_once_to_the_input_dtype():
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        arguments = tensors(dtype)
+        out, lse = fastattention.attention(**arguments, return_lse=True, backend="reference")
+        assert (out.dtype, lse.dtype) == (dtype, np.float32)
+        expected, _ = fastattention.reference.standard.attention(*arguments.values())
+        np.testing.assert_array_equal(out, expected.astype(dtype))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    "options", [{}, {"causal": True}, {"window": (1, 1)}, {"q_offset": np.array([0, 3])}]
+)
+def test_varlen_is_attention_of_each_sequence(backend, options):
+    arguments = packed()
+    cu_q, cu_k = arguments["cu_seqlens_q"], arguments["cu_seqlens_k"]
+    extras = {**options, "softcap": 3.0, "sinks": np.linspace(-1, 1, HQ, dtype=np.float32)}
+    slopes = np.linspace(0, 1, B * HQ, dtype=np.float32).reshape(B, HQ)
+    out, lse = fastattention.attention_varlen(
+        **arguments, **extras, alibi_slopes=slopes, return_lse=True, backend=backend
+    )
+    for b in range(B):
+        rows, keys = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
+        if "q_offset" in options:
+            extras["q_offset"] = int(options["q_offset"][b])
+        one, one_lse = fastattention.attention(
+            arguments["q"][rows].swapaxes(0, 1)[None], arguments["k"][keys].swapaxes(0, 1)[None],
+            arguments["v"][keys].swapaxes(0, 1)[None], **extras, alibi_slopes=slopes[b], return_lse=True,
+            backend="reference",
+        )  # fmt: skip
+        np.testing.assert_allclose(out[rows].swapaxes(0, 1), one[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(lse[rows].swapaxes(0, 1), one_lse[0], rtol=1e-5, atol=1e-6)
+
+
+def test_import_from_a_source_checkout_says_what_to_do(tmp_path):
+    package = tmp_path / "fastattention"
+    package.mkdir()
+    source = Path(fastattention.__file__).read_bytes()
+    (package / "__init__.py").write_bytes(source)
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", "import fastattention"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "source checkout" in run.stderr.splitlines()[-1]
+    assert "pip install ." in run.stderr
+
+
+def test_import_is_light():
+    heavy = ["torch", "jax", "matplotlib", "rich", "importlib.metadata"]
+    code = f"import sys; import fastattention; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

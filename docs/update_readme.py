@@ -107,7 +107,7 @@ def _peer(row: dict[str, Any], name: str) -> str:
     if result is None or result["status"] == "unsupported":
         return "–"
     if result["status"] != "ok":
-        return result["status"]
+        return str(result["status"])
     ratio = statistics.median(result["timing"]["seconds"]) / statistics.median(row["ours"]["seconds"])
     return f"{ratio:.2f}×"
 

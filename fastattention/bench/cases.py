@@ -143,7 +143,8 @@ def visible_pairs(case: Case, mask: NDArray[Any] | None = None) -> int:
         return case.q_heads * int(np.maximum(last - first + 1, 0).sum())
     key = np.arange(case.k_len)
     allowed = mask & (key >= first[:, None]) & (key <= last[:, None])  # (1, 1 or Hq, Sq, Sk)
-    return int(allowed.sum()) * (case.q_heads // allowed.shape[1])
+    heads: int = allowed.shape[1]
+    return int(allowed.sum()) * (case.q_heads // heads)
 
 
 def useful_flops(case: Case, mask: NDArray[Any] | None = None) -> int:
@@ -232,12 +233,14 @@ def all_cases(threads: int) -> Iterator[Case]:
             yield _prefill("float32", head_dim, 1024, visibility=visibility, level="full")
             quick = "quick" if head_dim == 128 else "default"
             yield _prefill("float32", head_dim, 4096, visibility=visibility, level=quick)
-    for head_dim in (64, 128):
-        yield _prefill("float32", head_dim, 4096, visibility="window")
+    yield _prefill("float32", 64, 4096, visibility="window", level="full")
+    yield _prefill("float32", 128, 4096, visibility="window")
     for dtype in ("bfloat16", "float16"):
         for visibility in ("full", "causal"):
             for head_dim in (64, 128):
-                level = "default" if head_dim == 128 else "full"
+                usual = head_dim == 128 and (dtype == "bfloat16" or visibility == "causal")
+                level = "default" if usual else "full"
+                yield _prefill(dtype, head_dim, 1024, visibility=visibility, level="full")
                 yield _prefill(dtype, head_dim, 4096, visibility=visibility, level=level)
     yield _prefill("float32", 128, 4096, kv_heads=2, visibility="causal")
     yield _prefill("float32", 64, 1024, mask="bool")
@@ -254,7 +257,7 @@ def all_cases(threads: int) -> Iterator[Case]:
     yield _decode("float32", 8, 131072, level="full")
 
     if threads > 1:
-        yield _prefill("float32", 128, 4096, threads=threads)
+        yield _prefill("float32", 128, 4096, threads=threads, level="full")
         yield _prefill("float32", 128, 4096, visibility="causal", threads=threads, level="quick")
         yield _prefill("bfloat16", 128, 4096, visibility="causal", threads=threads, level="full")
         yield _decode("float32", 32, 8192, threads=threads, level="quick")

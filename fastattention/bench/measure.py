@@ -104,7 +104,7 @@ def error(expected: Expected, out: NDArray[Any]) -> float:
 def time_call(
     call: Callable[[], object], *, budget: float, minimum: int = 5, maximum: int = 2000
 ) -> list[float]:
-    """Time `call` until its median is known to half a percent or `budget` seconds are used up.
+    """Time `call` until its median is known to one percent or `budget` seconds are used up.
 
     At least `minimum` calls are made even if they overrun the budget, but no more than three once they
     overrun it threefold. The first call has been made already, by the check: caches are warm and lazy set-up
@@ -140,13 +140,12 @@ def time_call(
 
 
 def _is_stable(times: list[float]) -> bool:
-    # Standard error of a median, from the median absolute deviation: 1.4826 makes it a sigma, 1.2533 is the
-    # price of a median over a mean.
-    if len(times) < 10:
+    # The 95 % confidence interval of a median lies between two order statistics, whatever the distribution.
+    rank = math.floor(len(times) / 2 - math.sqrt(len(times)))
+    if len(times) < 10 or rank < 0:
         return False
-    median = statistics.median(times)
-    deviation = statistics.median(abs(t - median) for t in times)
-    return 1.4826 * 1.2533 * deviation / math.sqrt(len(times)) < 0.005 * median
+    ordered = sorted(times)
+    return ordered[-1 - rank] - ordered[rank] < 0.01 * statistics.median(times)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def measure(peer: Peer, case: Case, data: Data, expected: Expected, budget: floa
     PeerResult
         Never raises for what the library does: its errors are results too.
     """
-    best: tuple[float, float, Variant] | None = None
+    right: list[tuple[Variant, float]] = []
     reasons: list[str] = []
     wrong = False
     for make in peer.variants(case, data):
@@ -116,12 +116,12 @@ def measure(peer: Peer, case: Case, data: Data, expected: Expected, budget: floa
             wrong = True
             reasons.append(f"{variant.label}: error {deviation:.1e}, more than {TOLERANCE[case.dtype]:.0e}")
             continue
-        seconds = min(time_call(variant.call, budget=0, minimum=2))
-        if best is None or seconds < best[0]:
-            best = (seconds, deviation, variant)
-    if best is None:
+        right.append((variant, deviation))
+    if not right:
         return PeerResult("failed" if wrong else "unsupported", "; ".join(reasons))
-    _, deviation, variant = best
+    if len(right) > 1:
+        right.sort(key=lambda way: time_call(way[0].call, budget=0, minimum=1))
+    variant, deviation = right[0]
     times = time_call(variant.call, budget=budget, minimum=3)
     return PeerResult("ok", variant.label, Timing(times, deviation))
 

@@ -146,8 +146,8 @@ def _print_summary(run: Run, console: Console) -> None:
         "GFLOP/s and GB/s count useful work: visible pairs, each byte of keys and values once. Of limit: in "
         "percent of what the probes reach on the same cores, by arithmetic (prefill) or by reading the same "
         "keys and values (decode), in the mean of the probe just before and the one just after. A library's "
-        "2.00x: it takes twice our time, by medians, in the fastest of its ways to do the case. Spread: half the way "
-        "from the 10th to the 90th percentile."
+        "2.00x: it takes twice our time, by medians, in the fastest of its ways to do the case. Spread: half "
+        "the way from the 10th to the 90th percentile."
     )
     moved = []
     for name, (low, median, high) in drift(run).items():

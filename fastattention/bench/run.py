@@ -134,6 +134,7 @@ def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) 
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Redrawn by hand, between the cases: a bar that redraws itself would run beside the kernels.
+    # Where there is no terminal, lines say that it goes on.
     bar = Progress(
         *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
     )
@@ -141,6 +142,8 @@ def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) 
         task = progress.add_task("", total=len(cases))
         for case in cases:
             progress.update(task, description=case.name, refresh=True)
+            if not console.is_terminal:
+                print(case.name, file=sys.stderr, flush=True)
             measure_case(case, outcome, peers, _BUDGET[level])
             progress.advance(task)
     path = args.json or results.default_path(outcome)

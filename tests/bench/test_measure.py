@@ -60,12 +60,43 @@ def test_tolerance_tells_bfloat16_from_float32() -> None:
     assert measure.error(expected, right(half, data)) > measure.TOLERANCE["float32"]
 
 
-def test_time_call_keeps_to_its_budget() -> None:
-    assert len(measure.time_call(lambda: time.sleep(0.001), budget=0.004, minimum=5)) >= 5
-    assert len(measure.time_call(lambda: None, budget=60, maximum=20)) == 20
-    slow = measure.time_call(lambda: time.sleep(0.02), budget=0.004, minimum=9)
-    assert len(slow) == 3
-    assert min(slow) >= 0.02
+@pytest.mark.parametrize(
+    ("seconds", "budget", "minimum", "calls"),
+    [
+        (0.125, 3.0, 5, 10),  # steady: stops once that can be told, at ten
+        (0.1, 0.25, 5, 5),  # over the budget, but not by much: the minimum
+        (1.0, 0.25, 5, 3),  # far over the budget: three
+        (1.0, 0.25, 2, 2),
+        (0.001, 60.0, 5, 2000),  # the maximum
+    ],
+)
+def test_time_call_keeps_to_its_budget(
+    seconds: float, budget: float, minimum: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def call() -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    times = measure.time_call(call, budget=budget, minimum=minimum)
+    assert len(times) == calls
+    assert times == pytest.approx([seconds] * calls)
+
+
+def test_time_call_stops_early_only_when_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(durations: list[float]) -> int:
+        clock = [0.0]
+        left = iter(durations)
+
+        def call() -> None:
+            clock[0] += next(left)
+
+        monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+        return len(measure.time_call(call, budget=9.0))
+
+    assert count([0.125] * 200) == 24  # a third of the budget is always used
+    assert count([0.05, 0.15] * 100) == 90
 
 
 def test_timing_summary() -> None:

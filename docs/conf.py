@@ -21,18 +21,25 @@ def pin_kernel(folder: Path) -> None:
     spec = folder / "kernels" / "fastattention-book"
     spec.mkdir(parents=True, exist_ok=True)
     kernel = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        # Its remark on unencrypted sockets, which never leave this machine, is no warning about the book.
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
         "display_name": "The FastAttention book",
         "language": "python",
     }
     (spec / "kernel.json").write_text(json.dumps(kernel, indent=1), encoding="utf-8")
     os.environ["JUPYTER_PATH"] = str(folder)
-    # A reader's own IPython start-up files must not change what the book shows.
+    # A reader's own IPython start-up files must not change what the book shows. Ours makes a cell's text arrive in one
+    # piece: MyST-NB breaks the line where two pieces meet.
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    (startup / "book.py").write_text("import sys\n\nsys.stdout.flush_interval = 60\n", encoding="utf-8")
     os.environ["IPYTHONDIR"] = str(folder / "ipython")
     os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
 
 
 pin_kernel(BUILD / "jupyter")
+# ``python -m sphinx`` puts the checkout on the path, where fastattention/ lies without its kernels: take the installed one.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE.parent]
 
 project = "FastAttention"
 author = "The FastAttention authors"
@@ -51,7 +58,7 @@ extensions = [
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 templates_path = ["_templates"]
 language = "en"
-source_suffix = {".md": "myst-nb", ".rst": "restructuredtext"}
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}  # the first is what autosummary writes
 default_role = None
 
 # -- Pages that run ---------------------------------------------------------------------------------------------------
@@ -73,9 +80,7 @@ mathjax3_config = {
     # Extensions are not vendored: an unknown macro shows in red instead of asking for a file that is not there.
     "tex": {"packages": {"[-]": ["autoload", "require"]}},
     "svg": {"fontCache": "global"},
-    "options": {"enableMenu": False, "ignoreHtmlClass": "tex2jax_ignore|mathjax_ignore|document"},
 }
-mathjax3_config["options"]["processHtmlClass"] = "tex2jax_process|mathjax_process|math|output_area"
 
 # -- API --------------------------------------------------------------------------------------------------------------
 autosummary_generate = True

@@ -72,7 +72,7 @@ def update(state: State, scores: NDArray[np.float64], values: NDArray[np.float64
     alpha = np.exp(state.m - _finite(m))  # (..., rows): 0 when nothing was seen before
     P = np.exp(scores - _finite(m)[..., None])  # (..., rows, keys): 0 where hidden
     l = state.l * alpha + P.sum(axis=-1)
-    O = state.O * alpha[..., None] + weighted_sum(P, values, np.isneginf(scores))  # (..., rows, Dv)
+    O = state.O * alpha[..., None] + weighted_sum(P, values, scores)  # (..., rows, Dv)
     return State(m, l, O)
 
 
@@ -117,7 +117,7 @@ def finish(state: State, sinks: ArrayLike | None = None) -> tuple[NDArray[np.flo
     ([[2.0], [0.0]], [3.0, 0.0])
     """
     no_key = np.isneginf(state.m)  # (..., rows)
-    sink = np.float64(-np.inf) if sinks is None else np.asarray(sinks, dtype=np.float64)
+    sink = np.where(no_key, -np.inf, -np.inf if sinks is None else np.asarray(sinks))  # (..., rows)
     m = np.where(no_key, 0.0, np.maximum(state.m, sink))  # a sink far above the scores must not overflow
     alpha = np.exp(state.m - m)  # (..., rows)
     l = np.where(no_key, 1.0, state.l * alpha + np.exp(sink - m))

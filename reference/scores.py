@@ -66,7 +66,7 @@ def scores(
 
 
 def weighted_sum(
-    P: NDArray[np.float64], V: NDArray[np.float64], hidden: NDArray[np.bool_]
+    P: NDArray[np.float64], V: NDArray[np.float64], S: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return P V, to which a hidden key adds nothing whatever its value holds.
 
@@ -79,8 +79,8 @@ def weighted_sum(
         (..., rows, keys), 0 where hidden.
     V : ndarray of float64
         (..., keys, Dv).
-    hidden : ndarray of bool
-        (..., rows, keys).
+    S : ndarray of float64
+        (..., rows, keys), the scores; -inf says which keys are hidden.
 
     Returns
     -------
@@ -89,8 +89,8 @@ def weighted_sum(
 
     Examples
     --------
-    >>> P, V = np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([[4.0], [np.inf]])
-    >>> weighted_sum(P, V, hidden=P == 0).tolist()
+    >>> S, V = np.array([[0.0, -np.inf], [0.0, 0.0]]), np.array([[4.0], [np.inf]])
+    >>> weighted_sum(np.exp(S), V, S).tolist()
     [[4.0], [inf]]
     """
     strange: NDArray[np.bool_] = np.asarray(~np.isfinite(V).all(axis=-1))  # (..., keys)
@@ -98,7 +98,7 @@ def weighted_sum(
         return P @ V  # (..., rows, keys) @ (..., keys, Dv): (..., rows, Dv)
     total = P @ np.where(strange[..., None], 0.0, V)  # (..., rows, Dv)
     for j in np.flatnonzero(strange.reshape(-1, V.shape[-2]).any(axis=0)):
-        add = strange[..., None, j] & ~hidden[..., :, j]  # (..., 1) & (..., rows): (..., rows)
+        add = strange[..., None, j] & ~np.isneginf(S[..., :, j])  # (..., 1) & (..., rows): (..., rows)
         term = np.zeros_like(total)
         # (..., rows, 1) * (..., 1, Dv): (..., rows, Dv)
         np.multiply(P[..., :, j, None], V[..., None, j, :], out=term, where=add[..., None])

@@ -112,7 +112,6 @@ def attention(
             visible=visible(Sq, n, causal=causal, window=window, q_offset=x.q_offsets[b]),
         )  # (Sq, n)
 
-        hidden = np.isneginf(S)  # (Sq, n)
         m = S.max(axis=-1, initial=-np.inf)  # (Sq,)
         no_key = np.isneginf(m)  # (Sq,)
         sink = -np.inf if x.sinks is None else x.sinks[h]
@@ -120,7 +119,7 @@ def attention(
         P = np.exp(S - m[:, None])  # (Sq, n), 0 where hidden
         l = P.sum(axis=-1) + np.exp(sink - m)  # (Sq,)
         l = np.where(no_key, 1.0, l)
-        O = weighted_sum(P, V, hidden)  # (Sq, Dv)
+        O = weighted_sum(P, V, S)  # (Sq, Dv)
         out[b, h] = np.where(no_key[:, None], 0.0, O / l[:, None])
         lse[b, h] = np.where(no_key, -np.inf, m + np.log(l))
     return out, lse

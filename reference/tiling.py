@@ -79,9 +79,7 @@ def attention(
     _check_blocks(block_q, block_k)
     B, Hq, Sq, _ = x.q.shape
     Hkv, Dv = x.v.shape[1], x.v.shape[3]
-    sinks = (
-        None if x.sinks is None else x.sinks.reshape(Hkv, x.group, 1)
-    )  # (Hkv, G, 1), against m (b, Hkv, G, rows)
+    sinks = None if x.sinks is None else x.sinks.reshape(Hkv, x.group, 1)  # against m, (b, Hkv, G, rows)
     out = np.empty((B, Hq, Sq, Dv))
     lse = np.empty((B, Hq, Sq))
     for batch, n, offset in _alike(x):  # batch: a slice of sequences, b of them, that share length and offset
@@ -105,8 +103,8 @@ def attention(
                 )  # (b, Hkv, G, rows, keys)
                 state = update(state, S, V)
             O, L = finish(state, sinks)  # (b, Hkv, G, rows, Dv), (b, Hkv, G, rows)
-            out[batch, :, rows] = O.reshape(len(O), Hq, -1, Dv)
-            lse[batch, :, rows] = L.reshape(len(L), Hq, -1)
+            out[batch, :, rows] = O.reshape(out[batch, :, rows].shape)  # (b, Hq, rows, Dv)
+            lse[batch, :, rows] = L.reshape(lse[batch, :, rows].shape)  # (b, Hq, rows)
     return out, lse
 
 

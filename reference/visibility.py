@@ -49,7 +49,7 @@ def band(causal: bool, window: Window) -> tuple[int | None, int | None]:
         left, right = (None, None) if window is None else window
     except (TypeError, ValueError):
         raise ValueError(f"window must be a pair (left, right), got {window!r}") from None
-    if any(x is not None and x < -1 for x in (left, right)):
+    if any(x is not None and (not isinstance(x, int | np.integer) or x < -1) for x in (left, right)):
         raise ValueError(f"window must hold integers from -1 on or None, got {window!r}")
     left = None if left == -1 else left
     right = None if right == -1 else right

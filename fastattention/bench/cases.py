@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DTYPES", "Case", "Data", "all_cases", "make_data", "select", "useful_flops", "visible_pairs"]
+__all__ = [
+    "DTYPES",
+    "Case",
+    "Data",
+    "all_cases",
+    "make_data",
+    "select",
+    "useful_flops",
+    "visible_pairs",
+    "window_mask",
+]
 
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
@@ -62,9 +73,9 @@ class Case:
 
     @property
     def visibility(self) -> str:
-        """What a query sees, in one word: "full", "causal", "window" or "bool mask", "float32 mask"."""
+        """What a query sees, in one word: "full", "causal", "window", "bool-mask" or "float-mask"."""
         if self.mask:
-            return f"{self.mask} mask"
+            return "bool-mask" if self.mask == "bool" else "float-mask"
         if self.window:
             return "window"
         return "causal" if self.causal else "full"
@@ -77,7 +88,7 @@ class Case:
     @property
     def name(self) -> str:
         """What `--filter` matches, such as ``prefill/float32/causal/H8/D128/S4096/1t``."""
-        visibility = self.visibility.replace(" ", "-")
+        visibility = self.visibility
         if self.window:
             visibility += str(self.window[0] + 1 + self.window[1])
         shape = f"H{self.heads.replace('/', ':')}/D{self.head_dim}/S{self.k_len}"
@@ -86,26 +97,28 @@ class Case:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values together, each counted once however many query heads read it."""
-        return 2 * self.kv_heads * self.k_len * self.head_dim * DTYPES[self.dtype].itemsize
+        return 2 * self.kv_heads * self.k_len * self.head_dim * int(DTYPES[self.dtype].itemsize)
 
     @property
     def moved_bytes(self) -> int:
         """Bytes that any kernel must move at least: queries, keys, values in, output out."""
-        return self.kv_bytes + 2 * self.q_heads * self.q_len * self.head_dim * DTYPES[self.dtype].itemsize
+        return self.kv_bytes + 2 * self.q_heads * self.q_len * self.head_dim * int(
+            DTYPES[self.dtype].itemsize
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
     """The arrays of a case: q (1, Hq, Sq, D); k, v (1, Hkv, Sk, D), the halves of the one buffer `kv`."""
 
-    q: NDArray
-    k: NDArray
-    v: NDArray
-    kv: NDArray
-    mask: NDArray | None
+    q: NDArray[Any]
+    k: NDArray[Any]
+    v: NDArray[Any]
+    kv: NDArray[Any]
+    mask: NDArray[Any] | None
 
 
-def visible_pairs(case: Case, mask: NDArray | None = None) -> int:
+def visible_pairs(case: Case, mask: NDArray[Any] | None = None) -> int:
     """Count the (query, key) pairs of all query heads that visibility and a boolean mask allow.
 
     Parameters
@@ -130,32 +143,43 @@ def visible_pairs(case: Case, mask: NDArray | None = None) -> int:
         return case.q_heads * int(np.maximum(last - first + 1, 0).sum())
     key = np.arange(case.k_len)
     allowed = mask & (key >= first[:, None]) & (key <= last[:, None])  # (1, 1 or Hq, Sq, Sk)
-    return int(allowed.sum()) * (case.q_heads // allowed.shape[1])
+    heads: int = allowed.shape[1]
+    return int(allowed.sum()) * (case.q_heads // heads)
 
 
-def useful_flops(case: Case, mask: NDArray | None = None) -> int:
+def useful_flops(case: Case, mask: NDArray[Any] | None = None) -> int:
     """Return 2 (D + Dv) for each visible pair: a multiply and an add an element of both products.
 
-    The softmax counts nothing, and neither does work on hidden pairs, so that a kernel which computes hidden scores
-    gains nothing by it.
+    The softmax counts nothing, and neither does work on hidden pairs, so that a kernel which computes hidden
+    scores gains nothing by it.
     """
     return 2 * (case.head_dim + case.head_dim) * visible_pairs(case, mask)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
-    # From the start of a page, as a framework's allocator would give it, so that no library is favoured by chance.
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray[Any]:
+    # From the start of a page, so that no library is favoured by chance.
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + _PAGE, dtype=np.uint8)
     start = -raw.ctypes.data % _PAGE
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+def window_mask(case: Case) -> NDArray[np.bool_]:
+    """Return the case's window and causality as a boolean mask (Sq, Sk), for libraries without windows."""
+    if case.window is None:
+        raise ValueError(f"{case.name} has no window")
+    position = np.arange(case.q_len)[:, None] + case.k_len - case.q_len
+    key = np.arange(case.k_len)
+    mask: NDArray[np.bool_] = (key >= position - case.window[0]) & (key <= position + case.window[1])
+    return mask & (key <= position) if case.causal else mask
+
+
 def make_data(case: Case, seed: int = 0) -> Data:
-    """Return standard normal q, k, v and, if the case has one, a random mask: half true, or standard normal."""
+    """Return standard normal q, k, v and, if the case has one, a mask: half true, or standard normal."""
     rng = np.random.default_rng(seed)
     dtype = DTYPES[case.dtype]
 
-    def fill(array: NDArray) -> None:
+    def fill(array: NDArray[Any]) -> None:
         for part in array:  # one head at a time keeps the float32 draft of a large cache small
             part[...] = rng.standard_normal(part.shape, dtype=np.float32)
 
@@ -163,7 +187,7 @@ def make_data(case: Case, seed: int = 0) -> Data:
     kv = _aligned((2, 1, case.kv_heads, case.k_len, case.head_dim), dtype)
     for array in (q[0], kv[0, 0], kv[1, 0]):
         fill(array)
-    mask: NDArray | None = None
+    mask: NDArray[Any] | None = None
     if case.mask == "bool":
         mask = rng.random((1, 1, case.q_len, case.k_len)) < 0.5
     elif case.mask:
@@ -209,12 +233,14 @@ def all_cases(threads: int) -> Iterator[Case]:
             yield _prefill("float32", head_dim, 1024, visibility=visibility, level="full")
             quick = "quick" if head_dim == 128 else "default"
             yield _prefill("float32", head_dim, 4096, visibility=visibility, level=quick)
-    for head_dim in (64, 128):
-        yield _prefill("float32", head_dim, 4096, visibility="window")
+    yield _prefill("float32", 64, 4096, visibility="window", level="full")
+    yield _prefill("float32", 128, 4096, visibility="window")
     for dtype in ("bfloat16", "float16"):
         for visibility in ("full", "causal"):
             for head_dim in (64, 128):
-                level = "default" if head_dim == 128 else "full"
+                usual = head_dim == 128 and (dtype == "bfloat16" or visibility == "causal")
+                level = "default" if usual else "full"
+                yield _prefill(dtype, head_dim, 1024, visibility=visibility, level="full")
                 yield _prefill(dtype, head_dim, 4096, visibility=visibility, level=level)
     yield _prefill("float32", 128, 4096, kv_heads=2, visibility="causal")
     yield _prefill("float32", 64, 1024, mask="bool")
@@ -231,7 +257,7 @@ def all_cases(threads: int) -> Iterator[Case]:
     yield _decode("float32", 8, 131072, level="full")
 
     if threads > 1:
-        yield _prefill("float32", 128, 4096, threads=threads)
+        yield _prefill("float32", 128, 4096, threads=threads, level="full")
         yield _prefill("float32", 128, 4096, visibility="causal", threads=threads, level="quick")
         yield _prefill("bfloat16", 128, 4096, visibility="causal", threads=threads, level="full")
         yield _decode("float32", 32, 8192, threads=threads, level="quick")
@@ -240,14 +266,15 @@ def all_cases(threads: int) -> Iterator[Case]:
 
 
 def select(threads: int, level: str = "default", pattern: str | None = None) -> list[Case]:
-    """Return the cases of a level whose name contains every word of `pattern` (separated by spaces or commas).
+    """Return the cases of `level` and of those it contains whose name has a part for each word of `pattern`.
 
-    Given a pattern, a case of any level up to `level` is looked at, so ``--full --filter decode`` finds more.
+    Parts of a name are separated by slashes, words by spaces or commas; a part begins with its word:
+    ``"decode float16"``, ``"causal D128"``.
     """
     limit = LEVELS.index(level)
     words = (pattern or "").replace(",", " ").split()
     return [
         case
         for case in all_cases(threads)
-        if LEVELS.index(case.level) <= limit and all(word in case.name for word in words)
+        if LEVELS.index(case.level) <= limit and all(f"/{word}" in f"/{case.name}" for word in words)
     ]

@@ -1,7 +1,7 @@
 """What this machine can do at best, measured by the probes that ship with the kernels.
 
-A shared machine drifts, so limits are probed around every row, and a row is judged by the mean of the two probes next to
-it: one just before its timing, one just after.
+A shared machine drifts, so limits are probed around every row, and a row is judged by the mean of the two
+probes next to it: one just before its timing, one just after.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ _READ_REPEATS = 2  # for each of the probe's nine ways to read
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Arithmetic peaks of `threads` threads at once, in 1e9 operations a second; 0 where there is no such instruction.
+    """Arithmetic peaks of several threads at once, in 1e9 operations a second; 0: no such instruction.
 
     Attributes
     ----------
@@ -58,6 +59,8 @@ def probe_arithmetic(threads: int, isa: str, seconds: float = _SECONDS) -> Limit
     seconds : float
         Time for each of the three probes.
     """
+    if isa not in ISAS:
+        raise ValueError(f"isa: expected one of {', '.join(ISAS)}, got {isa!r}")
     code = ISAS.index(isa)
     with ThreadPoolExecutor(threads) as pool:
 
@@ -75,11 +78,11 @@ def probe_arithmetic(threads: int, isa: str, seconds: float = _SECONDS) -> Limit
         )
 
 
-def probe_read(buffer: NDArray, threads: int, repeats: int = _READ_REPEATS) -> float:
+def probe_read(buffer: NDArray[Any], threads: int, repeats: int = _READ_REPEATS) -> float:
     """Return the best rate, in GB/s (1e9 bytes), at which `threads` threads read `buffer` from end to end.
 
-    The benchmark passes the very keys and values of the row it judges: whatever part of them the caches hold, they hold
-    for the kernel and for the probe alike.
+    The benchmark passes the very keys and values of the row it judges: whatever part of them the caches hold,
+    they hold for the kernel and for the probe alike.
     """
     flat = buffer.reshape(-1).view(np.uint8)
     address = ffi.cast("void *", flat.ctypes.data)
@@ -89,15 +92,15 @@ def probe_read(buffer: NDArray, threads: int, repeats: int = _READ_REPEATS) -> f
 def arithmetic_limit(limits: Limits, dtype: str) -> tuple[str, float]:
     """Return name and value of the fastest arithmetic that may be used for `dtype`.
 
-    float16 is widened to float32. For bfloat16 it is whichever is faster on this machine, the dot instruction or float32:
-    some processors run the first at half the rate of the second.
+    float16 is widened to float32. For bfloat16 it is whichever is faster on this machine, the dot instruction
+    or float32: some processors run the first at half the rate of the second.
     """
     if dtype == "bfloat16" and limits.isa == "avx512" and limits.bf16_dot_gflops > limits.fma_gflops:
         return "bf16 dot", limits.bf16_dot_gflops
     return f"{limits.isa} FMA" if limits.isa != "baseline" else "baseline mul+add", limits.fma_gflops
 
 
-def probe(case: Case, kv: NDArray, isa: str) -> tuple[str, float, Limits | None]:
+def probe(case: Case, kv: NDArray[Any], isa: str) -> tuple[str, float, Limits | None]:
     """Probe what limits `case`: (name, GFLOP/s or GB/s, all arithmetic probes where they were run)."""
     if case.kind == "decode":
         return "read", probe_read(kv, case.threads), None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +19,10 @@ from .cases import Case, Data
 
 __all__ = ["TOLERANCE", "Expected", "Timing", "error", "expected_rows", "pinned", "time_call"]
 
-#: Largest error of a sampled row, relative to that row's largest entry. float32: sums of some thousand terms in another
-#: order and a polynomial exponential, with room; a kernel that works in bfloat16 inside misses it tenfold. The 16-bit
-#: types: the rounding of the output (2^-11, 2^-8) and of probabilities stored in the type.
+#: Largest error of a sampled row, relative to that row's largest entry. float32: sums of some thousand terms
+#: in another order and a polynomial exponential, with room; a kernel that works in bfloat16 inside misses it
+#: tenfold. The 16-bit types: the rounding of the output (2^-11, 2^-8) and of probabilities stored in the
+#: type.
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 
 _SAMPLED_HEADS = 3
@@ -37,7 +40,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of each call, in order, and the largest relative error of the output that was checked before."""
+    """Seconds of each call, in order, and the largest relative error of the output checked before."""
 
     seconds: list[float]
     error: float
@@ -55,7 +58,7 @@ class Timing:
 
 
 def expected_rows(case: Case, data: Data, seed: int = 1) -> Expected:
-    """Compute a sample of output rows by the reference, in float64: first, last and random rows of some heads."""
+    """Compute a sample of output rows by the reference: first, last and random rows of some heads."""
     rng = np.random.default_rng(seed)
 
     def sample(size: int, count: int) -> NDArray[np.int64]:
@@ -82,8 +85,8 @@ def expected_rows(case: Case, data: Data, seed: int = 1) -> Expected:
     return Expected(np.array(heads), np.array(queries), np.array(rows))
 
 
-def error(expected: Expected, out: NDArray) -> float:
-    """Return the largest error of the sampled rows of `out` (1, Hq, Sq, Dv), each relative to its row's largest entry.
+def error(expected: Expected, out: NDArray[Any]) -> float:
+    """Return the largest error of the sampled rows of `out` (1, Hq, Sq, Dv), relative to each row's maximum.
 
     A wrong shape is an infinite error; a NaN anywhere in the sample gives NaN, which is below no tolerance.
     """
@@ -98,11 +101,14 @@ def error(expected: Expected, out: NDArray) -> float:
     return float((np.abs(sampled - rows).max(axis=1) / largest).max())
 
 
-def time_call(call: Callable[[], object], *, budget: float, minimum: int = 5, maximum: int = 2000) -> list[float]:
-    """Time `call` until its median is known to half a percent, or `budget` seconds are used up; return each time.
+def time_call(
+    call: Callable[[], object], *, budget: float, minimum: int = 5, maximum: int = 2000
+) -> list[float]:
+    """Time `call` until its median is known to one percent or `budget` seconds are used up.
 
-    At least `minimum` calls are made even if they overrun the budget, but no more than three once they overrun it
-    threefold. The first call has been made already, by the check: caches are warm and lazy set-up is done.
+    At least `minimum` calls are made even if they overrun the budget, but no more than three once they
+    overrun it threefold. The first call has been made already, by the check: caches are warm and lazy set-up
+    is done.
 
     Parameters
     ----------
@@ -116,7 +122,7 @@ def time_call(call: Callable[[], object], *, budget: float, minimum: int = 5, ma
     Returns
     -------
     list of float
-        Seconds.
+        Seconds of each call.
     """
     times: list[float] = []
     begin = time.perf_counter()
@@ -134,21 +140,21 @@ def time_call(call: Callable[[], object], *, budget: float, minimum: int = 5, ma
 
 
 def _is_stable(times: list[float]) -> bool:
-    # Standard error of a median from the median absolute deviation (1.4826 to a sigma, 1.2533 mean to median).
-    if len(times) < 10:
+    # The 95 % confidence interval of a median lies between two order statistics, whatever the distribution.
+    rank = math.floor(len(times) / 2 - math.sqrt(len(times)))
+    if len(times) < 10 or rank < 0:
         return False
-    median = statistics.median(times)
-    deviation = statistics.median(abs(t - median) for t in times)
-    return 1.4826 * 1.2533 * deviation / len(times) ** 0.5 < 0.005 * median
+    ordered = sorted(times)
+    return ordered[-1 - rank] - ordered[rank] < 0.01 * statistics.median(times)
 
 
 @contextmanager
 def pinned(threads: int) -> Iterator[list[int]]:
     """Keep every thread of this process, now and later, on `threads` of its cores; undo it at the end.
 
-    The last of the allowed cores are taken: the first one often serves most interrupts. Threads that another library
-    started earlier are moved too, so a row on one thread is a row on one core for all libraries alike. Where the system
-    has no such call (macOS), nothing is pinned and an empty list is given.
+    The last of the allowed cores are taken: the first one often serves most interrupts. Threads that another
+    library started earlier are moved too, so a row on one thread is a row on one core for all libraries
+    alike. Where the system has no such call (macOS), nothing is pinned and an empty list is given.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield []

@@ -27,7 +27,8 @@ class PeerResult:
     Attributes
     ----------
     status : str
-        "ok", "failed" (it raised, or its output missed the tolerance: never timed) or "unsupported" (it has no such case).
+        "ok", "failed" (it raised, or its output missed the tolerance: never timed) or "unsupported" (it has
+        no such case).
     detail : str
         Which of its ways was timed; or the reason why none was.
     timing : Timing, optional
@@ -120,7 +121,7 @@ class Run:
 
 
 def to_json(run: Run) -> dict[str, Any]:
-    """Return what the file holds: the fields of `Run`, plus the figures a reader of the file would look for."""
+    """Return what the file holds: the fields of `Run`, plus the figures a reader would look for."""
     content: dict[str, Any] = {"schema": SCHEMA, **asdict(run)}
     for row, entry in zip(run.rows, content["rows"], strict=True):
         entry["summary"] = {
@@ -145,7 +146,9 @@ def from_json(content: dict[str, Any]) -> Run:
         When the file is of another schema.
     """
     if content.get("schema") != SCHEMA:
-        raise ValueError(f"benchmark results have schema {content.get('schema')!r}; this version reads {SCHEMA}")
+        raise ValueError(
+            f"benchmark results have schema {content.get('schema')!r}; this version reads {SCHEMA}"
+        )
 
     def timing(entry: dict[str, Any] | None) -> Timing | None:
         return None if entry is None else Timing(**entry)
@@ -157,7 +160,9 @@ def from_json(content: dict[str, Any]) -> Run:
             name: PeerResult(peer["status"], peer["detail"], timing(peer["timing"]))
             for name, peer in entry["peers"].items()
         }
-        fields = {key: entry[key] for key in ("useful_flops", "limit_name", "limit_before", "limit_after", "target")}
+        fields = {
+            key: entry[key] for key in ("useful_flops", "limit_name", "limit_before", "limit_after", "target")
+        }
         return Row(case=Case(**case), ours=Timing(**entry["ours"]), peers=peers, **fields)
 
     return Run(

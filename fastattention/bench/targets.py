@@ -1,7 +1,7 @@
-"""What the kernels are meant to reach, in percent of what the machine can do. One table; a release adds lines.
+"""What the kernels are meant to reach, in percent of what the machine can do. A release adds lines.
 
-The limit of a prefill row is the arithmetic peak, of a decode row the read bandwidth (see `limits`). Targets count for
-long rows on one thread: there nothing but the kernel stands between the limit and the figure.
+The limit of a prefill row is the arithmetic peak, of a decode row the read bandwidth (see `limits`). Targets
+count for long rows on one thread: there nothing but the kernel stands between the limit and the figure.
 """
 
 from __future__ import annotations

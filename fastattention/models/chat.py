@@ -1,7 +1,8 @@
 """The chat template: turns a conversation into the text a model was trained on.
 
-Template language and rendering rules are those of the Hugging Face ``transformers`` library, whose templates the
-GGUF files carry: Jinja in a sandbox (a model file is data from somebody else), blocks trimmed, and a few helpers.
+Template language and rendering rules are those of the Hugging Face ``transformers`` library, whose templates
+the GGUF files carry: Jinja in a sandbox (a model file is data from somebody else), blocks trimmed, and a few
+helpers.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ def render(template: str, messages: Sequence[Mapping[str, str]], *, bos: str = "
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         text: str = environment.from_string(template).render(
-            messages=[dict(message) for message in messages], bos_token=bos, eos_token=eos, add_generation_prompt=True
+            messages=[dict(message) for message in messages],
+            bos_token=bos,
+            eos_token=eos,
+            add_generation_prompt=True,
         )
     except (jinja2.exceptions.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ModelError(f"the model's chat template failed ({error}); --raw does without it") from error

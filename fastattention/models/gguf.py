@@ -1,8 +1,8 @@
 """Reads a GGUF model file: its metadata, and its tensors dequantised to float32.
 
-GGUF is the file format of llama.cpp: typed key-value metadata, then tensors, most of them quantised in blocks of 32
-or 256 weights. The package ``gguf``, of the same authors, parses and dequantises; this module finds a file, checks
-what it takes from it, and turns every way in which a file can be broken into one line.
+GGUF is the file format of llama.cpp: typed key-value metadata, then tensors, most of them quantised in blocks
+of 32 or 256 weights. The package ``gguf``, of the same authors, parses and dequantises; this module finds a
+file, checks what it takes from it, and turns every way in which a file can be broken into one line.
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ class ModelFile:
 def _plain_reader(reader: Any) -> Any:
     """Derive a reader that slices the mapped file as an ordinary array.
 
-    Every slice of a `numpy.memmap` runs Python code; over the 100,000 strings of a vocabulary that is most of the
-    time it takes to open a file.
+    Every slice of a `numpy.memmap` runs Python code; over the 100,000 strings of a vocabulary that is most of
+    the time it takes to open a file.
     """
 
     class PlainReader(reader):  # type: ignore[misc]

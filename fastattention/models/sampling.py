@@ -16,8 +16,8 @@ class Sampler:
     temperature : float
         0 takes the most likely token, always. Otherwise the logits are divided by it.
     top_p : float
-        Draw only from the smallest set of tokens whose probabilities add up to at least this (nucleus sampling,
-        Holtzman et al., arXiv 1904.09751). In (0, 1].
+        Draw only from the smallest set of tokens whose probabilities add up to at least this (nucleus
+        sampling, Holtzman et al., arXiv 1904.09751). In (0, 1].
     seed : int, optional
         Seed of the generator; None draws one from the system.
 

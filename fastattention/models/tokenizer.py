@@ -1,7 +1,7 @@
 """Byte-level BPE rebuilt from a GGUF file's vocabulary and merges, and the way back from tokens to text.
 
-A GGUF file names its pre-tokenizer (how text is cut before merges apply) instead of spelling it out; `PRE_TOKENIZERS`
-says what each name means. The merging itself is the package ``tokenizers``.
+A GGUF file names its pre-tokenizer (how text is cut before merges apply) instead of spelling it out;
+`PRE_TOKENIZERS` says what each name means. The merging itself is the package ``tokenizers``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ _DIGITS_THEN_GPT2 = "digits, then GPT-2"
 _GPT2 = "GPT-2"
 _LLAMA3 = "Llama 3"
 
-#: Names of ``tokenizer.ggml.pre`` and the rule behind each, as llama.cpp (``llama-vocab.cpp``) reads them. The rule
-#: "digits, then GPT-2" sets every number character apart first and cuts the pieces between by GPT-2's pattern.
+#: Names of ``tokenizer.ggml.pre`` and the rule behind each, as llama.cpp (``llama-vocab.cpp``) reads them.
+#: The rule "digits, then GPT-2" sets every number character apart first and cuts the pieces between by
+#: GPT-2's pattern.
 PRE_TOKENIZERS = {
     "smollm": _DIGITS_THEN_GPT2,
     "starcoder": _DIGITS_THEN_GPT2,
@@ -31,7 +32,8 @@ PRE_TOKENIZERS = {
     "llama-bpe": _LLAMA3,
 }
 
-# The pattern that Meta published with Llama 3: case-insensitive contractions, numbers in groups of up to three.
+# The pattern that Meta published with Llama 3: case-insensitive contractions, numbers in groups of up to
+# three.
 _LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,16 +42,16 @@ _LLAMA3_PATTERN = (
 # Values of tokenizer.ggml.token_type.
 _CONTROL, _USER_DEFINED = 3, 4
 
-# Control tokens that end an answer besides the one the file names: models trained for chat end a turn with one of
-# these even where the file names the token that ends a document.
+# Control tokens that end an answer besides the one the file names: models trained for chat end a turn with
+# one of these even where the file names the token that ends a document.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>")
 
 
 def _byte_alphabet() -> dict[str, int]:
     """Map the characters that stand for bytes in a byte-level vocabulary to those bytes.
 
-    GPT-2's convention: a byte that prints in Latin-1 stands for itself, and the others take the characters from
-    U+0100 on, in order, so that no vocabulary entry holds white space or a control character.
+    GPT-2's convention: a byte that prints in Latin-1 stands for itself, and the others take the characters
+    from U+0100 on, in order, so that no vocabulary entry holds white space or a control character.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -85,7 +87,9 @@ class Tokenizer:
     def __init__(self, file: ModelFile) -> None:
         kind = file.scalar("tokenizer.ggml.model", str)
         if kind != "gpt2":
-            raise ModelError(f"{file.path}: tokenizer model {kind!r} is not supported (only byte-level BPE, 'gpt2')")
+            raise ModelError(
+                f"{file.path}: tokenizer model {kind!r} is not supported (only byte-level BPE, 'gpt2')"
+            )
         pre = file.scalar("tokenizer.ggml.pre", str, "gpt-2")
         if pre not in PRE_TOKENIZERS:
             known = ", ".join(sorted(PRE_TOKENIZERS))
@@ -94,15 +98,20 @@ class Tokenizer:
         self.vocab_size = len(self._texts)
         types = file.get("tokenizer.ggml.token_type") or [1] * self.vocab_size
         if not isinstance(types, list) or len(types) != self.vocab_size:
-            raise ModelError(f"{file.path}: tokenizer.ggml.token_type does not fit the {self.vocab_size} tokens")
+            raise ModelError(
+                f"{file.path}: tokenizer.ggml.token_type does not fit the {self.vocab_size} tokens"
+            )
         merges = [tuple(merge.split(" ")) for merge in file.strings("tokenizer.ggml.merges")]
         self._control = frozenset(token for token, type_ in enumerate(types) if type_ == _CONTROL)
         self._literal = self._control | {token for token, type_ in enumerate(types) if type_ == _USER_DEFINED}
         try:
-            self._tokenizer = _build(self._texts, merges, PRE_TOKENIZERS[pre], sorted(self._literal), self._control)
+            self._tokenizer = _build(
+                self._texts, merges, PRE_TOKENIZERS[pre], sorted(self._literal), self._control
+            )
         except ModelError:
             raise
-        # The Rust side raises plain Exception, for instance for a merge whose result is not in the vocabulary.
+        # The Rust side raises plain Exception, for instance for a merge whose result is not in the
+        # vocabulary.
         except Exception as error:
             raise ModelError(f"{file.path}: broken vocabulary ({error})") from error
         self._alphabet = _byte_alphabet()
@@ -112,7 +121,9 @@ class Tokenizer:
         eot = self._special(file, "tokenizer.ggml.eot_token_id")
         self.bos_text = "" if bos is None else self._texts[bos]
         self.eos_text = "" if eos is None else self._texts[eos]
-        self._bos = [bos] if bos is not None and file.scalar("tokenizer.ggml.add_bos_token", bool, False) else []
+        self._bos = (
+            [bos] if bos is not None and file.scalar("tokenizer.ggml.add_bos_token", bool, False) else []
+        )
         ends = {token for token in self._control if self._texts[token] in _TURN_ENDS}
         self.stop_tokens = frozenset(ends | {token for token in (eos, eot) if token is not None})
         template = file.get("tokenizer.chat_template")
@@ -137,8 +148,8 @@ class Tokenizer:
         text : str
             Any text that can be encoded in UTF-8.
         start : bool
-            Whether to put the beginning-of-sequence token first where the model wants one. False for the text of a
-            chat template, which spells it out.
+            Whether to put the beginning-of-sequence token first where the model wants one. False for the text
+            of a chat template, which spells it out.
 
         Returns
         -------
@@ -175,8 +186,9 @@ class Tokenizer:
     def missing(self, text: str) -> str:
         """Return the characters of `text` for which the vocabulary has no token, each once, in order.
 
-        A byte-level vocabulary is meant to cover every byte. SmolLM2's lacks some control characters and the lead
-        bytes of planes 4 to 15 of Unicode; such characters vanish when text is encoded, and a caller can say so.
+        A byte-level vocabulary is meant to cover every byte. SmolLM2's lacks some control characters and the
+        lead bytes of planes 4 to 15 of Unicode; such characters vanish when text is encoded, and a caller can
+        say so.
         """
         present = {self._alphabet[char] for char in self._texts_of_one_byte()}
         return "".join(char for char in dict.fromkeys(text) if not set(char.encode()) <= present)
@@ -195,7 +207,8 @@ def _build(
     vocab = {text: token for token, text in enumerate(texts)}
     if len(vocab) != len(texts):
         raise ValueError("two tokens have the same text")
-    # Llama 3 takes a whole piece that is in the vocabulary as it is, even where no chain of merges leads to it.
+    # Llama 3 takes a whole piece that is in the vocabulary as it is, even where no chain of merges leads to
+    # it.
     model = tokenizers.models.BPE(vocab=vocab, merges=merges, ignore_merges=rule == _LLAMA3)
     tokenizer = tokenizers.Tokenizer(model)
     if rule == _LLAMA3:

@@ -1,0 +1,84 @@
+"""``fastattention bench``: how fast the kernels are, against this machine's limits and other libraries.
+
+One run holds everything its figures rest on. The machine's limits are measured by probes around every row.
+Outputs are checked against the reference before anything is timed. Other libraries, where installed, get the
+same arrays and the same cores, and are checked likewise.
+
+`cases` says what is measured and how useful work is counted, `limits` what a row is judged by, `measure` how
+a time is taken, `peers` how other libraries join, `targets` what the kernels are meant to reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+__all__ = ["add_arguments", "main"]
+
+#: Peers by the name `--peers` takes, kept here so that the help text costs no import.
+PEER_NAMES = ("pytorch", "onnxruntime", "openvino")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``fastattention bench``."""
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="threads of the rows that use several (default: all cores; 1: only one-thread rows)",
+    )
+    parser.add_argument("--isa", metavar="NAME", help="force an instruction set: baseline, avx2, avx512")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a few rows, short timings: half a minute")
+    size.add_argument("--full", action="store_true", help="more and longer rows")
+    parser.add_argument(
+        "--filter", metavar="WORDS", help='only rows with a part for every word, such as "decode float32"'
+    )
+    parser.add_argument("--list", action="store_true", help="list the names of the rows, and stop")
+    parser.add_argument(
+        "--peers",
+        type=_peer_names,
+        default=PEER_NAMES,
+        metavar="NAMES",
+        help=f"other libraries to time where installed: {','.join(PEER_NAMES)} (default: all), or none",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="PATH",
+        help="where to write the results (default: results/bench-<cpu>-<date>.json)",
+    )
+    parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of threads, 1 or more, got {text!r}")
+    return number
+
+
+def _peer_names(text: str) -> tuple[str, ...]:
+    names = tuple(text.replace(",", " ").lower().split())
+    if names == ("none",):
+        return ()
+    for name in names:
+        if name not in PEER_NAMES:
+            raise argparse.ArgumentTypeError(f"no peer {name!r}; there are {', '.join(PEER_NAMES)}, or none")
+    return names
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the benchmark; return 0, or 1 when an output was wrong, or 2 when it could not run."""
+    try:
+        from . import run
+    except ModuleNotFoundError as problem:
+        if problem.name is None or problem.name.partition(".")[0] not in ("rich", "matplotlib"):
+            raise
+        print('fastattention bench needs more packages: pip install "fastattention[bench]"', file=sys.stderr)
+        return 2
+    return run.run(args)

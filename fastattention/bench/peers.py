@@ -1,0 +1,137 @@
+"""Other libraries on the same cases: same arrays, same cores, checked by the reference before they are timed.
+
+A peer offers every way its library has of doing a case. Each is checked, each right one is tried, and the
+fastest is the one that is timed: the comparison is with the best the library can do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from .cases import Case, Data
+from .measure import TOLERANCE, Expected, Timing, error, time_call
+from .results import PeerResult
+
+__all__ = ["NAMES", "Peer", "UnsupportedError", "Variant", "import_any", "load", "measure"]
+
+#: Libraries by the name `--peers` takes, and the module of this package that speaks to each.
+NAMES = {"pytorch": "peer_pytorch", "onnxruntime": "peer_onnxruntime", "openvino": "peer_openvino"}
+
+
+class UnsupportedError(Exception):
+    """The library, or this way of using it, has no such case; the text says what is lacking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way of doing a case.
+
+    Attributes
+    ----------
+    label : str
+        Operator and options, for the report.
+    call : callable
+        Runs it once, synchronously. This is what is timed.
+    result : callable
+        Returns the output of the last call as (1, Hq, Sq, Dv), of any floating-point type. Not timed.
+    """
+
+    label: str
+    call: Callable[[], object]
+    result: Callable[[], NDArray[Any]]
+
+
+class Peer(Protocol):
+    """A library that can be compared with."""
+
+    name: str
+    version: str
+
+    def variants(self, case: Case, data: Data) -> Iterable[Callable[[], Variant]]:
+        """Return makers of the ways to do `case`; each may raise `UnsupportedError`.
+
+        Threads are limited to ``case.threads``. Arrays are shared with `data` where the library can.
+        """
+        ...
+
+
+def load(names: Iterable[str]) -> tuple[list[Peer], dict[str, str]]:
+    """Import the peers that are installed.
+
+    Returns
+    -------
+    peers : list of Peer
+    absent : dict of str to str
+        The others, and why.
+    """
+    peers: list[Peer] = []
+    absent: dict[str, str] = {}
+    for name in names:
+        try:
+            peers.append(importlib.import_module(f".{NAMES[name]}", __package__).create())
+        except ImportError as problem:
+            absent[name] = f"not installed ({problem})"
+    return peers, absent
+
+
+def measure(peer: Peer, case: Case, data: Data, expected: Expected, budget: float) -> PeerResult:
+    """Check every way the peer has, time the fastest right one.
+
+    Parameters
+    ----------
+    peer : Peer
+    case : Case
+    data : Data
+    expected : Expected
+        The reference's rows.
+    budget : float
+        Seconds for the timing.
+
+    Returns
+    -------
+    PeerResult
+        Never raises for what the library does: its errors are results too.
+    """
+    right: list[tuple[Variant, float]] = []
+    reasons: list[str] = []
+    wrong = False
+    for make in peer.variants(case, data):
+        try:
+            variant = make()
+            variant.call()
+            deviation = error(expected, variant.result())
+        except UnsupportedError as problem:
+            reasons.append(str(problem))
+            continue
+        except Exception as problem:  # a peer raises what it likes, and that is the finding
+            wrong = True
+            reasons.append(_one_line(problem))
+            continue
+        if not deviation <= TOLERANCE[case.dtype]:
+            wrong = True
+            reasons.append(f"{variant.label}: error {deviation:.1e}, more than {TOLERANCE[case.dtype]:.0e}")
+            continue
+        right.append((variant, deviation))
+    if not right:
+        return PeerResult("failed" if wrong else "unsupported", "; ".join(reasons))
+    if len(right) > 1:
+        right.sort(key=lambda way: time_call(way[0].call, budget=0, minimum=1))
+    variant, deviation = right[0]
+    times = time_call(variant.call, budget=budget, minimum=3)
+    return PeerResult("ok", variant.label, Timing(times, deviation))
+
+
+def _one_line(problem: Exception) -> str:
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    return f"{type(problem).__name__}: {text}"[:200]
+
+
+def import_any(name: str) -> Any:
+    """Import a library that is no dependency, untyped: type checks must not depend on its presence."""
+    return importlib.import_module(name)

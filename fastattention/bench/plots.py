@@ -1,0 +1,171 @@
+"""Two figures of a run: a roofline, and bars of every case against its limit and the peers."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .results import Row, Run
+
+__all__ = ["draw"]
+
+# Okabe and Ito's palette: told apart with any kind of colour vision. Markers and hatches say the same without
+# colour.
+_BLUE, _ORANGE, _GREEN, _PURPLE, _BLACK, _SKY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#000000",
+    "#56B4E9",
+)
+_DTYPE = {"float32": (_BLUE, "o"), "bfloat16": (_ORANGE, "s"), "float16": (_GREEN, "^")}
+_PEERS = {"PyTorch": (_ORANGE, "//"), "ONNX Runtime": (_GREEN, "\\\\"), "OpenVINO": (_PURPLE, "..")}
+
+
+def draw(run: Run, path: Path) -> list[Path]:
+    """Draw the figures beside the JSON file `path`; return their paths.
+
+    Parameters
+    ----------
+    run : Run
+        With at least one row.
+    path : Path
+        ``x.json`` gives ``x-roofline.png`` and ``x-bars.png``.
+    """
+    written = []
+    for name, figure in (("roofline", roofline(run)), ("bars", bars(run))):
+        target = path.with_name(f"{path.stem}-{name}.png")
+        FigureCanvasAgg(figure).print_figure(target, dpi=144)
+        written.append(target)
+    return written
+
+
+def _caption(run: Run) -> str:
+    environment = run.environment
+    return f"{environment['cpu']}, {environment['isa']}, {run.date[:10]}"
+
+
+def roofline(run: Run) -> Figure:
+    """Plot useful GFLOP/s of the one-thread rows over useful FLOPs a byte, under the measured limits.
+
+    Bytes are queries, keys, values and output, each moved once. Rows on other numbers of threads have other
+    limits and are left out; a run that has nothing else shows those instead.
+    """
+    threads = min(row.case.threads for row in run.rows)
+    rows = [row for row in run.rows if row.case.threads == threads]
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
+    intensities = [row.useful_flops / row.case.moved_bytes for row in rows]
+    left, right = min(intensities) / 2, max(intensities) * 2
+    _roofs(axes, run, rows, threads, left, right)
+    for dtype, (colour, marker) in _DTYPE.items():
+        chosen = [(x, row) for x, row in zip(intensities, rows, strict=True) if row.case.dtype == dtype]
+        if chosen:
+            axes.plot(
+                [x for x, _ in chosen],
+                [row.useful_flops / row.ours.median * 1e-9 for _, row in chosen],
+                marker,
+                color=colour,
+                markersize=8,
+                markeredgecolor=_BLACK,
+                linestyle="none",
+                label=dtype,
+            )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(left, right),
+        xlabel="useful FLOPs per byte",
+        ylabel="useful GFLOP/s",
+    )
+    plural = "s" if threads > 1 else ""
+    axes.set_title(f"Roofline, {threads} thread{plural}\n{_caption(run)}", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _roofs(axes: Axes, run: Run, rows: list[Row], threads: int, left: float, right: float) -> None:
+    reads = [row.limit for row in rows if row.case.kind == "decode"]
+    peaks = {
+        "float32 multiply-add": [limits.fma_gflops for limits in run.probes if limits.threads == threads],
+        "bf16 dot": [limits.bf16_dot_gflops for limits in run.probes if limits.threads == threads],
+    }
+    read = statistics.median(reads) if reads else None
+    for (name, values), style in zip(peaks.items(), ("-", "--"), strict=True):
+        peak = statistics.median(values) if values else 0.0
+        if not peak:
+            continue
+        start = peak / read if read else left
+        axes.plot([max(start, left), right], [peak, peak], style, color=_BLACK, linewidth=1.2)
+        axes.annotate(
+            f"{name} {peak:.0f} GFLOP/s",
+            (right, peak),
+            (-4, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+        )
+    if read:
+        top = max((statistics.median(values) for values in peaks.values() if values), default=right * read)
+        stop = min(top / read, right)
+        axes.plot([left, stop], [left * read, stop * read], "-", color=_BLACK, linewidth=1.2)
+        axes.annotate(
+            f"read {read:.1f} GB/s",
+            (left, left * read),
+            (6, 0),
+            textcoords="offset points",
+            va="top",
+            fontsize=8,
+        )
+
+
+def bars(run: Run) -> Figure:
+    """Plot each row's rate, and the peers', in percent of the row's limit; ticks mark the targets."""
+    names = list(dict.fromkeys(name for row in run.rows for name, peer in row.peers.items() if peer.timing))
+    series = 1 + len(names)
+    figure = Figure(figsize=(8, 1.4 + 0.16 * (series + 1) * len(run.rows)), layout="constrained")
+    axes = figure.add_subplot()
+    height = 0.8 / series
+    for number, name in enumerate([None, *names]):
+        colour, hatch = (_BLUE, "") if name is None else _PEERS.get(name, (_SKY, "xx"))
+        places, widths = [], []
+        for place, row in enumerate(run.rows):
+            percent = row.percent if name is None else _peer_percent(row, name)
+            if percent is not None:
+                places.append(place + number * height - 0.4 + height / 2)
+                widths.append(percent)
+        axes.barh(
+            places,
+            widths,
+            height,
+            color=colour,
+            hatch=hatch,
+            edgecolor=_BLACK,
+            linewidth=0.4,
+            label=name or "ours",
+        )
+    marks = [(place, row.target) for place, row in enumerate(run.rows) if row.target is not None]
+    for index, (place, goal) in enumerate(marks):
+        label = "_" if index else "target"  # the legend leaves out what begins so
+        axes.vlines(goal, place - 0.45, place - 0.35 + height, color="#D55E00", linewidth=2.5, label=label)
+    axes.set_yticks(range(len(run.rows)), [row.case.name for row in run.rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.axvline(100, color=_BLACK, linewidth=0.8)
+    axes.set_xlabel("percent of the measured limit (useful FLOPs or bytes of keys and values)")
+    axes.set_title(_caption(run), fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=series + 1, fontsize=8)
+    return figure
+
+
+def _peer_percent(row: Row, name: str) -> float | None:
+    peer = row.peers.get(name)
+    if peer is None or peer.timing is None:
+        return None
+    return 100 * row.rate(peer.timing.median) / row.limit

@@ -1,0 +1,158 @@
+"""One run: cases, checks, probes, timings, peers, report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .. import attention, get_isa, set_isa
+from . import peers as peer_module
+from . import results
+from .cases import Case, Data, make_data, select, useful_flops
+from .environment import describe
+from .limits import probe
+from .measure import TOLERANCE, Timing, error, expected_rows, pinned, time_call
+from .report import print_report
+from .targets import target
+
+__all__ = ["run"]
+
+#: Seconds for timing one case: ours, and each peer.
+_BUDGET = {"quick": (0.5, 0.3), "default": (1.5, 0.6), "full": (3.0, 1.5)}
+
+
+def our_call(case: Case, data: Data, out: np.ndarray) -> Callable[[], object]:
+    """Return the call that is timed: the public function, validation and all."""
+    window = case.window
+
+    def call() -> object:
+        return attention(
+            data.q,
+            data.k,
+            data.v,
+            causal=case.causal,
+            window=window,
+            mask=data.mask,
+            out=out,
+            backend="cpu",
+            num_threads=case.threads,
+        )
+
+    return call
+
+
+def measure_case(
+    case: Case, run: results.Run, peers: list[peer_module.Peer], budgets: tuple[float, float]
+) -> None:
+    """Check, probe, time, probe, time the peers; add a row to `run`, or a failure if our output is wrong."""
+    data = make_data(case)
+    expected = expected_rows(case, data)
+    isa = run.environment["isa"]
+    with pinned(case.threads):
+        out = np.full_like(data.q, np.nan)  # what the kernel leaves out shows
+        call = our_call(case, data, out)
+        call()
+        deviation = error(expected, out)
+        if not deviation <= TOLERANCE[case.dtype]:
+            run.failures[case.name] = f"error {deviation:.1e}, more than {TOLERANCE[case.dtype]:.0e}"
+            return
+        name, before, arithmetic_before = probe(case, data.kv, isa)
+        seconds = time_call(call, budget=budgets[0])
+        _, after, arithmetic_after = probe(case, data.kv, isa)
+        run.probes.extend(limits for limits in (arithmetic_before, arithmetic_after) if limits)
+        others = {peer.name: peer_module.measure(peer, case, data, expected, budgets[1]) for peer in peers}
+    run.rows.append(
+        results.Row(
+            case=case,
+            useful_flops=useful_flops(case, data.mask),
+            ours=Timing(seconds, deviation),
+            limit_name=name,
+            limit_before=before,
+            limit_after=after,
+            target=target(case),
+            peers=others,
+        )
+    )
+
+
+def allowed_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark as `args` (see `fastattention.bench.add_arguments`) say; return the exit code."""
+    level = "quick" if args.quick else "full" if args.full else "default"
+    cores = allowed_cores()
+    threads = args.threads or cores
+    if threads > cores:
+        print(
+            f"fastattention bench: --threads {threads}: this process may use {cores} cores", file=sys.stderr
+        )
+        return 2
+    cases = select(threads, level, args.filter)
+    if args.list:
+        print("\n".join(case.name for case in cases))
+        return 0
+    if not cases:
+        print(
+            f"fastattention bench: no row of the {level} set matches {args.filter!r}; see --list",
+            file=sys.stderr,
+        )
+        return 2
+    if args.isa:
+        try:
+            set_isa(args.isa)
+        except ValueError as problem:
+            print(f"fastattention bench: --isa: {problem}", file=sys.stderr)
+            return 2
+    try:
+        return _run(args, cases, level, threads)
+    finally:
+        if args.isa:
+            set_isa(None)
+
+
+def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) -> int:
+    # A file or a pipe has no width of its own; the whole table fits this one.
+    console = Console() if sys.stdout.isatty() else Console(width=130)
+    peers, absent = peer_module.load(args.peers)
+    environment = describe(get_isa())
+    environment["versions"].update({peer.name: peer.version for peer in peers})
+    environment["absent_peers"] = absent
+    outcome = results.Run(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=environment,
+        options={"level": level, "threads": threads, "filter": args.filter, "isa": args.isa},
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Redrawn by hand, between the cases: a bar that redraws itself would run beside the kernels.
+    # Where there is no terminal, lines say that it goes on.
+    bar = Progress(
+        *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
+    )
+    with bar as progress:
+        task = progress.add_task("", total=len(cases))
+        for case in cases:
+            progress.update(task, description=case.name, refresh=True)
+            if not console.is_terminal:
+                print(case.name, file=sys.stderr, flush=True)
+            measure_case(case, outcome, peers, _BUDGET[level])
+            progress.advance(task)
+    path = args.json or results.default_path(outcome)
+    results.save(outcome, path)
+    print_report(outcome, console)
+    written = [path]
+    if not args.no_plots and outcome.rows:
+        from .plots import draw
+
+        written += draw(outcome, path)
+    console.print("Wrote " + ", ".join(str(item) for item in written), highlight=False, soft_wrap=True)
+    return 1 if outcome.failures else 0

@@ -1,0 +1,90 @@
+"""The command ``fastattention``. Each subcommand lives in its own module and is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__, bench
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Exact attention for the hardware you have: fast CPU kernels, proven against a readable NumPy reference.
+
+From Python:  import fastattention; out = fastattention.attention(q, k, v, causal=True)
+"""
+
+_EPILOG = """\
+examples:
+  fastattention config                      what this installation runs on: instruction set, threads, compiler
+  fastattention bench --quick               how fast it is here, and how near to what the machine can do
+  fastattention generate "Once upon a time"  a small language model, on these kernels
+"""
+
+
+def _config(args: argparse.Namespace) -> int:
+    from .config import show_config
+
+    show_config()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastattention",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fastattention {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = commands.add_parser(
+        "bench",
+        help="time the kernels against this machine's limits and other libraries",
+        description="Time the kernels against this machine's measured limits and, where installed, other "
+        "libraries. Outputs are checked before anything is timed. One-thread rows run on one core, for every "
+        "library.",
+    )
+    bench.add_arguments(command)
+    command.set_defaults(main=bench.main)
+
+    from .models import generate
+
+    command = commands.add_parser(
+        "generate",
+        help="let a small language model continue a text",
+        description="Let a small language model continue a text, its attention computed by these kernels.",
+    )
+    generate.add_arguments(command)
+    command.set_defaults(main=generate.main)
+
+    command = commands.add_parser(
+        "config",
+        help="show instruction set, threads, compiler and caches",
+        description="Show what this installation runs on.",
+    )
+    command.set_defaults(main=_config)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 1 when a check failed, 2 when it was called wrongly.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.main(args)
+    except KeyboardInterrupt:
+        print("fastattention: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe had enough: no error of ours
+        sys.stderr.close()
+        return 141
+    return code

@@ -1,0 +1,1 @@
+"""The same problems through every backend and every instruction set."""

@@ -1,0 +1,160 @@
+"""Results survive their file, and the report says what happened."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rich", reason="the benchmark's report needs the extra bench")
+pytest.importorskip("matplotlib", reason="the benchmark's figures need the extra bench")
+
+from rich.console import Console
+
+from fastattention.bench import plots, report, results
+from fastattention.bench.cases import Case
+from fastattention.bench.limits import Limits
+from fastattention.bench.measure import Timing
+
+PREFILL = Case("prefill", "float32", 8, 8, 4096, 4096, 128, causal=True, window=(511, 0))
+DECODE = Case("decode", "bfloat16", 32, 8, 1, 32768, 128, level="quick")
+
+
+def make_run() -> results.Run:
+    peers = {
+        "PyTorch": results.PeerResult("ok", "sdpa, window as a mask", Timing([0.2, 0.4, 0.6], 1e-6)),
+        "ONNX Runtime": results.PeerResult("unsupported", "no bfloat16"),
+        "OpenVINO": results.PeerResult("failed", "op: error 1.0e+00, more than 1e-04"),
+    }
+    limits = [Limits(1, "avx512", 200.0, 0.0, 800.0), Limits(1, "avx512", 100.0, 0.0, 800.0)]
+    return results.Run(
+        date="2030-01-02T03:04:05+00:00",
+        environment={
+            "cpu": "Intel(R) Core(TM) i9-7900X CPU @ 3.30GHz",
+            "allowed_cores": 2,
+            "cores": 4,
+            "isa": "avx512",
+            "compiler": "gcc 13",
+            "versions": {"fastattention": "0.1.0", "PyTorch": "2"},
+            "absent_peers": {"someone": "not installed"},
+        },
+        options={"level": "default"},
+        rows=[
+            results.Row(
+                PREFILL, 30 * 10**9, Timing([0.2, 0.2, 0.21], 1e-6), "FMA", 200.0, 100.0, 101.0, peers
+            ),
+            results.Row(DECODE, 10**9, Timing([0.01] * 4, 1e-3), "read", 20.0, 20.0, 50.0, {}),
+        ],
+        probes=limits,
+        failures={"prefill/float16/full": "error 1.0e+00, more than 5e-03"},
+    )
+
+
+def render(run: results.Run, width: int = 200) -> str:
+    stream = io.StringIO()
+    report.print_report(run, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_rates() -> None:
+    prefill, decode = make_run().rows
+    assert prefill.rate() == pytest.approx(150)
+    assert prefill.percent == pytest.approx(100)
+    assert prefill.missed  # 100 of 101
+    assert decode.unit == "GB/s"
+    assert decode.rate() == pytest.approx(DECODE.kv_bytes / 0.01 * 1e-9)
+    assert not decode.missed
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    run = make_run()
+    path = tmp_path / "new" / "run.json"
+    results.save(run, path)
+    assert results.load(path) == run
+    content = json.loads(path.read_text(encoding="utf-8"))
+    summary = content["rows"][0]["summary"]
+    assert summary["name"] == PREFILL.name
+    assert summary["percent_of_limit"] == pytest.approx(100)
+    assert content["rows"][0]["ours"]["seconds"] == [0.2, 0.2, 0.21]
+
+
+def test_other_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"schema": 999}', encoding="utf-8")
+    with pytest.raises(ValueError, match="schema 999"):
+        results.load(path)
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="no benchmark results"):
+        results.load(path)
+
+
+def test_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    run = make_run()
+    results.save(run, path)
+    before = path.read_bytes()
+    run.environment["bad"] = object()
+    with pytest.raises(TypeError):
+        results.save(run, path)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_default_path() -> None:
+    assert results.default_path(make_run()) == Path("results/bench-intel-core-i9-7900x-2030-01-02.json")
+
+
+def test_report_names_everything() -> None:
+    text = render(make_run())
+    assert "WRONG, not timed: prefill/float16/full" in text
+    assert "someone: not installed" in text
+    assert "101 missed" in text
+    assert "50 met" in text
+    assert "Targets: 1 of 2 met." in text
+    assert "2.00x [1]" in text  # PyTorch: 0.4 s to our 0.2 s, with the note on its mask
+    assert "none [2]" in text
+    assert "wrong [3]" in text
+    for note in (
+        "[1] PyTorch: sdpa, window as a mask",
+        "[2] ONNX Runtime: no bfloat16",
+        "[3] OpenVINO: op: error",
+    ):
+        assert note in text
+    assert "bf16 dot, 1 thread, GFLOP/s: no such instruction here" in text
+    assert "moved by more than 10 %" in text
+
+
+def test_narrow_report_loses_nothing() -> None:
+    text = render(make_run(), width=80)
+    assert "other libraries" in text
+    for piece in ("101 missed", "2.00x [1]", "wrong [3]", "H32:8/D128/S32768/1t"):
+        assert piece in text
+
+
+def test_report_without_peers_or_rows() -> None:
+    run = make_run()
+    alone = results.Run(run.date, run.environment, {}, [run.rows[1]], [], {})
+    assert "PyTorch  " not in render(alone)
+    empty = results.Run(run.date, run.environment, {}, [], [], run.failures)
+    assert "WRONG" in render(empty)
+
+
+def test_drift_of_quiet_machine_is_silent() -> None:
+    run = make_run()
+    quiet = results.Run(run.date, run.environment, {}, run.rows, run.probes[:1] * 2, {})
+    assert "moved by" not in render(quiet)
+
+
+def test_figures(tmp_path: Path) -> None:
+    run = make_run()
+    written = plots.draw(run, tmp_path / "run.json")
+    assert [path.name for path in written] == ["run-roofline.png", "run-bars.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_figures_without_decode(tmp_path: Path) -> None:
+    run = make_run()
+    only = results.Run(run.date, run.environment, {}, run.rows[:1], run.probes, {})
+    assert len(plots.draw(only, tmp_path / "run.json")) == 2

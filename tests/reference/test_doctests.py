@@ -1,0 +1,35 @@
+"""The examples in the docstrings, all of them; every public module has some."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import reference
+
+MODULES = sorted(info.name for info in pkgutil.iter_modules(reference.__path__))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("_")])
+def test_examples(name):
+    module = importlib.import_module(f"reference.{name}")
+    result = doctest.testmod(module, report=True)
+    assert result.attempted >= 1, f"reference.{name} has no example"
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", ["standard", "tiling", "decode"])
+def test_attention_itself_has_an_example(name):
+    """Decorators can hide a function from doctest."""
+    module = importlib.import_module(f"reference.{name}")
+    found = {test.name: test.examples for test in doctest.DocTestFinder().find(module)}
+    assert found[f"reference.{name}.attention"]
+
+
+def test_every_module_is_exported():
+    assert {name for name in MODULES if not name.startswith("_")} <= set(reference.__all__)
+    for name in reference.__all__:
+        assert hasattr(reference, name)

@@ -33,7 +33,7 @@ help: ## list these targets
 
 dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench ## set up .venv: the package (rebuilt on import when its sources change) and the tools
 
-test: $(VENV)/.installed-test ## run the tests (ARGS="-k window" selects)
+test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models ## run the tests (ARGS="-k window" selects)
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure this machine and the kernels (PEERS=1: and other libraries; ARGS=--quick)

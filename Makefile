@@ -89,7 +89,7 @@ $(VENV)/.installed-package: $(VENV)/.created $(BUILD_FILES)
 	touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-package
-	$(PIP) $(TORCH)
+	$(PIP) --retries 1 $(TORCH)
 	$(PIP) $(call requirements,peers)
 	touch $@
 

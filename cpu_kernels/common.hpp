@@ -1,7 +1,7 @@
 // What every instruction set's kernels share: storage types and constants.
 //
-// Everything lives in an unnamed namespace of the including library (FA_NAMESPACE), so no function compiled for a
-// newer machine can be merged by the linker into an older path.
+// Everything lives in an unnamed namespace of the including library (FA_NAMESPACE), so no function compiled
+// for a newer machine can be merged by the linker into an older path.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -80,16 +80,26 @@ inline half to_half(float x) {
 template <class T>
 inline T narrow(float x);
 template <>
-inline float narrow<float>(float x) { return x; }
+inline float narrow<float>(float x) {
+  return x;
+}
 template <>
-inline half narrow<half>(float x) { return to_half(x); }
+inline half narrow<half>(float x) {
+  return to_half(x);
+}
 template <>
-inline bfloat narrow<bfloat>(float x) { return to_bfloat(x); }
+inline bfloat narrow<bfloat>(float x) {
+  return to_bfloat(x);
+}
 
 template <class T>
-inline T minimum(T a, T b) { return a < b ? a : b; }
+inline T minimum(T a, T b) {
+  return a < b ? a : b;
+}
 template <class T>
-inline T maximum(T a, T b) { return a > b ? a : b; }
+inline T maximum(T a, T b) {
+  return a > b ? a : b;
+}
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 }  // namespace

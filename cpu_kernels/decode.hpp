@@ -1,8 +1,9 @@
 // Attention of few query rows over many keys (mirrors reference/decode.py): bound by reading K and V once.
 //
-// head_dim stands in the lanes. Scores are dot products, four keys at a time so that four sums are reduced together;
-// output columns are accumulated in registers over a tile of keys. All rows of a KV head (its query heads, times the
-// few queries) use a tile while it is in L1, so each byte of the cache is read from memory once.
+// head_dim stands in the lanes. Scores are dot products, four keys at a time so that four sums are reduced
+// together; output columns are accumulated in registers over a tile of keys. All rows of a KV head (its query
+// heads, times the few queries) use a tile while it is in L1, so each byte of the cache is read from memory
+// once.
 #pragma once
 #include "modifiers.hpp"
 #include "online_softmax.hpp"
@@ -11,14 +12,16 @@
 namespace FA_NAMESPACE {
 namespace {
 
-// Rows are asked for before they are used: by this many bytes where a byte costs least work (one query row, float32),
-// further where it costs more. A core's own prefetching starts anew with each page and each turn from K to V. Asking
-// much earlier measured slower, as did asking for four rows at once rather than line by line in the order of use.
+// Rows are asked for before they are used: by this many bytes where a byte costs least work (one query row,
+// float32), further where it costs more. A core's own prefetching starts anew with each page and each turn
+// from K to V. Asking much earlier measured slower, as did asking for four rows at once rather than line by
+// line in the order of use.
 constexpr int64_t AHEAD_BYTES = 1024;
 constexpr int64_t LINE = 64;                              // bytes of a cache line
 constexpr int DECODE_ROWS = 8;                            // at most; more rows fill the lanes of prefill
 constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;       // rows that share a loaded vector
-constexpr int COLUMN_GROUP = DECODE_ACC >= 16 ? 8 : 4;    // vectors of output columns in registers, for few rows
+constexpr int COLUMN_GROUP =
+    DECODE_ACC >= 16 ? 8 : 4;    // vectors of output columns in registers, for few rows
 
 template <class T>
 inline int64_t rows_ahead(int64_t dim, int64_t query_rows) {
@@ -77,8 +80,8 @@ inline float one_score(const float *q, const T *k, int64_t dim) {
 }
 
 template <int R, class T>
-inline void score_group(const DecodeSpace &space, int64_t row, const T *k, int64_t stride, int64_t keys, int64_t dim,
-                        int64_t ahead) {
+inline void score_group(const DecodeSpace &space, int64_t row, const T *k, int64_t stride, int64_t keys,
+                        int64_t dim, int64_t ahead) {
   const float *q = space.q + row * space.q_stride;
   float *s = space.scores + row * space.score_stride;
   int64_t j = 0;
@@ -92,8 +95,8 @@ inline void score_group(const DecodeSpace &space, int64_t row, const T *k, int64
 
 // O[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W), the last vector n elements wide.
 template <int R, int C, bool WHOLE, class T>
-inline void output_group(const float *weights, int64_t w_stride, const T *v, int64_t stride, int64_t keys, float *out,
-                         int64_t out_stride, int n, int64_t ahead) {
+inline void output_group(const float *weights, int64_t w_stride, const T *v, int64_t stride, int64_t keys,
+                         float *out, int64_t out_stride, int n, int64_t ahead) {
   constexpr int STEP = LINE / (W * sizeof(T)) > 1 ? LINE / (W * sizeof(T)) : 1;
   F acc[R][C];
   for (int r = 0; r < R; ++r)
@@ -102,7 +105,8 @@ inline void output_group(const float *weights, int64_t w_stride, const T *v, int
     if (ahead)
       for (int c = 0; c < C; c += STEP) __builtin_prefetch(v + ahead + j * stride + c * W, 0, 2);
     F value[C];
-    for (int c = 0; c < C; ++c) value[c] = WHOLE ? load_kv(v + j * stride + c * W) : load_kv(v + j * stride + c * W, n);
+    for (int c = 0; c < C; ++c)
+      value[c] = WHOLE ? load_kv(v + j * stride + c * W) : load_kv(v + j * stride + c * W, n);
     for (int r = 0; r < R; ++r) {
       const F weight = set1(weights[r * w_stride + j]);
       for (int c = 0; c < C; ++c) acc[r][c] = fma(weight, value[c], acc[r][c]);
@@ -113,18 +117,18 @@ inline void output_group(const float *weights, int64_t w_stride, const T *v, int
 }
 
 template <int R, class T>
-inline void output_rows(const DecodeSpace &space, int64_t row, const T *v, int64_t stride, int64_t keys, int64_t dim,
-                        int64_t ahead) {
+inline void output_rows(const DecodeSpace &space, int64_t row, const T *v, int64_t stride, int64_t keys,
+                        int64_t dim, int64_t ahead) {
   constexpr int C = R <= 2 ? COLUMN_GROUP : COLUMN_GROUP / 2;
   const float *weights = space.scores + row * space.score_stride;
   float *out = space.output + row * space.output_stride;
   int64_t c = 0;
   for (; c + C * W <= dim; c += C * W)
-    output_group<R, C, true>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride, W,
-                              ahead);
+    output_group<R, C, true>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
+                             W, ahead);
   for (; c + W <= dim; c += W)
-    output_group<R, 1, true>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride, W,
-                              ahead);
+    output_group<R, 1, true>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
+                             W, ahead);
   if (c < dim)
     output_group<R, 1, false>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
                               static_cast<int>(dim - c), ahead);
@@ -137,8 +141,8 @@ struct RowState {
   Interval seen;
 };
 
-inline void modify_row(const fa_problem &p, const Sequence &seq, const RowState &row, int64_t key, int64_t keys,
-                       float *s) {
+inline void modify_row(const fa_problem &p, const Sequence &seq, const RowState &row, int64_t key,
+                       int64_t keys, float *s) {
   const int64_t padded = round_up(keys, W);
   for (int64_t j = keys; j < padded; ++j) s[j] = -INFINITY;
   if (p.softcap > 0) {
@@ -201,7 +205,8 @@ inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &it
       score_group<2>(space, r, kt, p.k_strides[2], keys, p.head_dim, r == 0 ? k_ahead : 0);
       r += 2;
     }
-    for (; r < rows; ++r) score_group<1>(space, r, kt, p.k_strides[2], keys, p.head_dim, r == 0 ? k_ahead : 0);
+    for (; r < rows; ++r)
+      score_group<1>(space, r, kt, p.k_strides[2], keys, p.head_dim, r == 0 ? k_ahead : 0);
 
     for (r = 0; r < rows; ++r) {
       float *const s = space.scores + r * space.score_stride;
@@ -221,9 +226,12 @@ inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &it
   }
 }
 
-inline size_t decode_bytes(const fa_problem &p, const Tiles &tiles) { return DecodeSpace(p, tiles, nullptr).bytes; }
+inline size_t decode_bytes(const fa_problem &p, const Tiles &tiles) {
+  return DecodeSpace(p, tiles, nullptr).bytes;
+}
 
-inline void decode(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles, void *workspace) {
+inline void decode(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles,
+                   void *workspace) {
   const unsigned denormals = flush_denormals();
   const DecodeSpace space(p, tiles, workspace);
   RowState state[DECODE_ROWS];

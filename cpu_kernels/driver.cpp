@@ -1,4 +1,5 @@
-// From one problem to items, threads and memory. Compiled once, for any machine; the work is in the ISA libraries.
+// From one problem to items, threads and memory. Compiled once, for any machine; the work is in the ISA
+// libraries.
 #include <omp.h>
 #include <pthread.h>
 
@@ -100,7 +101,8 @@ void make_items(Run &run, float *partials) {
     }
   }
   const auto longer = [](const Item &a, const Item &b) { return work_of(a) > work_of(b); };
-  if (!std::is_sorted(run.items, run.items + item_count, longer)) std::sort(run.items, run.items + item_count, longer);
+  if (!std::is_sorted(run.items, run.items + item_count, longer))
+    std::sort(run.items, run.items + item_count, longer);
 }
 
 void run_item(const Run &run, int64_t i, void *workspace) {
@@ -111,7 +113,8 @@ void run_item(const Run &run, int64_t i, void *workspace) {
 
 void merge_group(const Run &run, int64_t i, void *workspace) {
   const Item &item = run.groups[i];
-  run.kernels->merge(*run.problem, run.sequences[item.sequence], item, run.splits, run.part_floats, workspace);
+  run.kernels->merge(*run.problem, run.sequences[item.sequence], item, run.splits, run.part_floats,
+                     workspace);
 }
 
 void run_parallel(const Run &run) {
@@ -130,9 +133,9 @@ void run_parallel(const Run &run) {
   }
 }
 
-// libgomp keeps a team of threads for each thread that ever opened a parallel region. After fork() the child's only
-// thread still holds its parent's team, whose threads do not exist there, and a region would wait for them forever.
-// A new thread has no team yet, so in a forked child the region is opened from one.
+// libgomp keeps a team of threads for each thread that ever opened a parallel region. After fork() the
+// child's only thread still holds its parent's team, whose threads do not exist there, and a region would
+// wait for them forever. A new thread has no team yet, so in a forked child the region is opened from one.
 thread_local bool team_lost = false;
 
 void mark_team_lost() { team_lost = true; }

@@ -8,7 +8,8 @@
 
 namespace fa {
 
-// One sequence of the batch with every default filled in. Positions and key numbers count within the sequence.
+// One sequence of the batch with every default filled in. Positions and key numbers count within the
+// sequence.
 struct Sequence {
   const char *q, *k, *v; /* first element; a head is head_stride further */
   char *out;
@@ -18,14 +19,18 @@ struct Sequence {
 };
 
 // A piece of work: `rows` query rows of one KV head against the keys [key_begin, key_end).
-// Row r of a KV head is query r / group of its r % group-th head: the query heads that read one KV head lie side by
-// side, so each tile of K and V is loaded once for all of them, and rows of one item stand at close positions.
+// Row r of a KV head is query r / group of its r % group-th head: the query heads that read one KV head lie
+// side by side, so each tile of K and V is loaded once for all of them, and rows of one item stand at close
+// positions.
 struct Item {
   int32_t sequence, kv_head;
   int64_t row_begin, rows;
   int64_t key_begin, key_end;
-  float *partial; /* NULL: write out and lse; else rows x (v_dim + 1): normalised output, log2 of the denominator */
+  float *partial; /* NULL: write out and lse; else rows x (v_dim + 1): normalised output, log2 of the
+                     denominator */
 };
+
+constexpr int64_t MAX_SUB_BLOCKS = 16;  // of an item
 
 // Sizes of the tiles of one problem.
 struct Tiles {
@@ -42,8 +47,10 @@ struct Kernels {
   size_t (*workspace_bytes)(const fa_problem &, const Tiles &);
   void (*prefill)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);
   void (*decode)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);
-  /* Merge the `splits` partial results of the same rows, laid `stride` floats apart, and write out and lse. */
-  void (*merge)(const fa_problem &, const Sequence &, const Item &, int64_t splits, int64_t stride, void *workspace);
+  /* Merge the `splits` partial results of the same rows, laid `stride` floats apart, and write out and lse.
+   */
+  void (*merge)(const fa_problem &, const Sequence &, const Item &, int64_t splits, int64_t stride,
+                void *workspace);
 };
 
 extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;

@@ -7,7 +7,8 @@
 namespace FA_NAMESPACE {
 namespace {
 
-// tanh to float32 precision: odd polynomial near 0 (coefficients: Cephes, tanhf), 1 - 2 / (e^2x + 1) elsewhere.
+// tanh to float32 precision: odd polynomial near 0 (coefficients: Cephes, tanhf), 1 - 2 / (e^2x + 1)
+// elsewhere.
 inline F tanh(F x) {
   const F a = abs(x), z = mul(x, x);
   F p = set1(-5.70498872745e-3f);
@@ -18,7 +19,8 @@ inline F tanh(F x) {
   const F near_zero = fma(mul(p, z), x, x);
   const F e = exp2(mul(min(a, set1(20.0f)), set1(2 * LOG2E)));
   const F far = sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
-  return select_gt(a, set1(0.625f), select_gt(zero(), x, sub(zero(), far), far), near_zero);  // a NaN stays one
+  return select_gt(a, set1(0.625f), select_gt(zero(), x, sub(zero(), far), far),
+                   near_zero);  // a NaN stays one
 }
 
 // Where the mask of one query row begins, in elements; key j lies j * mask_strides[3] further.
@@ -54,14 +56,17 @@ inline F mask_values(const fa_problem &p, int64_t element, int64_t n) {
 // A hidden key is set to -inf rather than added to: a score of +inf or NaN must not survive its mask.
 inline F apply_mask(F s, F term) { return select_gt(term, set1(-INFINITY), add(s, term), add(term, zero())); }
 
-// Add the mask of W query rows (their offsets in `rows`) to s[0..keys) of one vector column; `stride` floats a key.
-inline void add_mask(const fa_problem &p, const int64_t *rows, int64_t key, int64_t keys, float *s, int64_t stride) {
+// Add the mask of W query rows (their offsets in `rows`) to s[0..keys) of one vector column; `stride` floats
+// a key.
+inline void add_mask(const fa_problem &p, const int64_t *rows, int64_t key, int64_t keys, float *s,
+                     int64_t stride) {
   bool shared = true;
   for (int i = 1; i < W; ++i) shared &= rows[i] == rows[0];
   const int64_t step = p.mask_strides[3];
   if (shared) {
     for (int64_t j = 0; j < keys; ++j)
-      store(s + j * stride, apply_mask(load(s + j * stride), set1(mask_value(p, rows[0] + (key + j) * step))));
+      store(s + j * stride,
+            apply_mask(load(s + j * stride), set1(mask_value(p, rows[0] + (key + j) * step))));
     return;
   }
   for (int64_t j = 0; j < keys; j += W) {

@@ -17,7 +17,8 @@ struct Finish {
 inline Finish finish_row(float m, float l, bool has_sink, float sink) {
   if (l == 0.0f) return {0.0f, -INFINITY, true};
   if (!has_sink) return {1.0f / l, m + static_cast<float>(std::log2(static_cast<double>(l))), false};
-  const double s = static_cast<double>(sink) * 1.44269504088896340736, top = s > m ? s : static_cast<double>(m);
+  const double s = static_cast<double>(sink) * 1.44269504088896340736,
+               top = s > m ? s : static_cast<double>(m);
   const double mine = std::exp2(m - top), total = l * mine + std::exp2(s - top);
   return {static_cast<float>(mine / total), static_cast<float>(top + std::log2(total)), false};
 }
@@ -43,8 +44,8 @@ inline Finish finish_state(const fa_problem &p, const Item &item, int64_t head, 
 }
 
 // Combine `splits` partial results of each row: weights 2^(lse2 - largest), as in reference/decode.py.
-inline void merge_rows(const fa_problem &p, const Sequence &seq, const Item &item, int64_t splits, int64_t stride,
-                       void *workspace) {
+inline void merge_rows(const fa_problem &p, const Sequence &seq, const Item &item, int64_t splits,
+                       int64_t stride, void *workspace) {
   const float *parts = item.partial;
   float *row = static_cast<float *>(workspace);
   Item whole = item;

@@ -4,13 +4,27 @@ namespace fa {
 namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Enough items to keep many cores busy to the end; below this, item rows shrink and keys are split.
-constexpr int64_t ENOUGH_ITEMS = 64;
-constexpr int64_t MAX_SUB_BLOCKS = 8;
+// Below this many pieces of work keys are split too, so that many cores find something to do.
+constexpr int64_t ENOUGH_PIECES = 64;
 constexpr int64_t PARTIAL_BYTES = 2 << 20;  // of partial results, all splits together
+constexpr int64_t SHORTEST_SPLIT = 512;     // keys
+// Items a thread, so that the last ones to finish do not leave the others idle for long.
+constexpr int64_t ITEMS_A_THREAD = 8;
+
+// Sub-blocks of an item share each tile of K and V, which is brought from memory and laid out once for all of
+// them. Their Q^T and O^T take at most a third of L2; the tile, the next tile and the scores lie beside them.
+int64_t sub_blocks(const fa_problem &p, const Kernels &kernels, int64_t heads, int64_t rows) {
+  const int64_t l2 = fa_cache_bytes(2) > 0 ? fa_cache_bytes(2) : 1 << 20;
+  const int64_t block_bytes = kernels.sub_rows * (p.head_dim + p.v_dim) * static_cast<int64_t>(sizeof(float));
+  int64_t most = at_most(at_least(l2 / 3 / block_bytes, 1), MAX_SUB_BLOCKS);
+  const int64_t all = ceil_div(rows, kernels.sub_rows);
+  if (p.num_threads > 1) most = at_least(1, at_most(most, heads * all / (p.num_threads * ITEMS_A_THREAD)));
+  return ceil_div(all, ceil_div(all, most));  // as even as can be
+}
 
 }  // namespace
 
@@ -24,19 +38,16 @@ Tiles plan_tiles(const fa_problem &p, const Kernels &kernels) {
     const int64_t row_bytes = p.head_dim * (p.kv_dtype == FA_FLOAT32 ? 4 : 2);
     tiles.key_tile = at_most(64, at_least(16, (8 << 10) / row_bytes / 16 * 16));
   } else {
-    int64_t blocks = at_most(ceil_div(rows, kernels.sub_rows), MAX_SUB_BLOCKS);
-    while (blocks > 1 && heads * ceil_div(rows, kernels.sub_rows * blocks) < ENOUGH_ITEMS) --blocks;
-    tiles.item_rows = kernels.sub_rows * blocks;
-    tiles.key_tile = 96;
+    tiles.item_rows = kernels.sub_rows * sub_blocks(p, kernels, heads, rows);
+    tiles.key_tile = 128;
   }
   tiles.key_split = at_least(p.k_len, 1);
-  const int64_t items = heads * ceil_div(rows, tiles.item_rows);
-  if (items < ENOUGH_ITEMS) {
+  const int64_t pieces = heads * (tiles.decode ? 1 : ceil_div(rows, kernels.sub_rows));
+  if (pieces < ENOUGH_PIECES) {
     const int64_t row_bytes = (p.v_dim + 1) * static_cast<int64_t>(sizeof(float));
     const int64_t affordable = at_least(1, PARTIAL_BYTES / (heads * rows * row_bytes));
-    const int64_t splits = at_most(ceil_div(ENOUGH_ITEMS, items), affordable);
-    const int64_t shortest = tiles.decode ? 512 : 1024;
-    tiles.key_split = at_least(ceil_div(ceil_div(p.k_len, splits), tiles.key_tile) * tiles.key_tile, shortest);
+    const int64_t splits = at_most(ceil_div(ENOUGH_PIECES, pieces), affordable);
+    tiles.key_split = round_up(at_least(ceil_div(p.k_len, splits), SHORTEST_SPLIT), tiles.key_tile);
   }
   tiles.key_tile = at_most(tiles.key_tile, at_least(p.k_len, 1));
   return tiles;

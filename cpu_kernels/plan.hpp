@@ -1,5 +1,8 @@
 // How one problem is cut into items: tile sizes and the number of key splits.
-// Nothing here depends on the number of threads, so results do not either, bit for bit.
+//
+// Results do not depend on the number of threads, bit for bit: key tiles begin at multiples of key_tile, key
+// splits are chosen by the problem alone, and each sub-block of rows is computed by itself, whichever item it
+// belongs to. Only how many sub-blocks make an item follows the threads.
 #pragma once
 #include "kernels.hpp"
 

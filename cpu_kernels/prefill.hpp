@@ -26,7 +26,8 @@ inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item
   for (int n = 0; n < block.nv; ++n) {
     std::memset(space.staging, 0, static_cast<size_t>(W * stride) * sizeof(float));
     for (int i = 0; i < W; ++i) {
-      const int64_t lane = n * W + i, r = row_begin + minimum(lane, block.rows - 1);  // padding repeats the last row
+      const int64_t lane = n * W + i,
+                    r = row_begin + minimum(lane, block.rows - 1);  // padding repeats the last row
       const Row row = row_of(p, item, r);
       const Interval seen = interval_of(p, seq, item, row.query);
       block.first[lane] = static_cast<int32_t>(seen.first);
@@ -61,7 +62,8 @@ inline void end_sub_block(const fa_problem &p, const Sequence &seq, const Item &
       const int64_t lane = n * W + i;
       ends[i] = {0, 0, true};
       if (i < rows)
-        ends[i] = finish_state(p, item, row_of(p, item, row_begin + lane).head, -block.neg_m[lane], block.l[lane]);
+        ends[i] =
+            finish_state(p, item, row_of(p, item, row_begin + lane).head, -block.neg_m[lane], block.l[lane]);
       factors[i] = ends[i].factor;
     }
     const F factor = load(factors);
@@ -81,7 +83,8 @@ inline void end_sub_block(const fa_problem &p, const Sequence &seq, const Item &
 }
 
 template <class T>
-inline void widen_rows(const T *src, int64_t stride, int64_t rows, int64_t dim, float *dst, int64_t dst_stride) {
+inline void lay_rows(const T *src, int64_t stride, int64_t rows, int64_t dim, float *dst,
+                     int64_t dst_stride) {
   for (int64_t j = 0; j < rows; ++j) {
     const T *from = src + j * stride;
     float *to = dst + j * dst_stride;
@@ -91,32 +94,62 @@ inline void widen_rows(const T *src, int64_t stride, int64_t rows, int64_t dim, 
   }
 }
 
-// Keys or values [key, key + n) as float32 rows. Float32 rows whose spacing suits L1 are used where they lie.
-inline TileRows tile_rows(const char *base, int32_t dtype, int64_t stride, int64_t key, int64_t n, int64_t dim,
-                          float *buffer) {
-  const int64_t spaced = PrefillSpace::padded(dim);
-  if (dtype == FA_FLOAT32) {
-    const float *rows = reinterpret_cast<const float *>(base) + key * stride;
-    if (stride > 0 && stride <= FA_DIRECT_STRIDE) return {rows, stride};
-    widen_rows(rows, stride, n, dim, buffer, spaced);
-  } else if (dtype == FA_FLOAT16) {
-    widen_rows(reinterpret_cast<const half *>(base) + key * stride, stride, n, dim, buffer, spaced);
-  } else {
-    widen_rows(reinterpret_cast<const bfloat *>(base) + key * stride, stride, n, dim, buffer, spaced);
+template <class T>
+inline void lay_panels(const T *src, int64_t stride, int64_t rows, int64_t dim, float *dst, int64_t panel) {
+  for (int64_t j = 0; j < rows; ++j) {
+    const T *from = src + j * stride;
+    float *to = dst + j * KR;
+    for (int64_t d = 0; d < dim; d += W, to += W / KR * panel) {
+      alignas(64) float values[W];
+      store(values, d + W <= dim ? load_kv(from + d) : load_kv(from + d, static_cast<int>(dim - d)));
+      for (int i = 0; i < W / KR; ++i) std::memcpy(to + i * panel, values + i * KR, KR * sizeof(float));
+    }
+  }
+}
+
+// Keys [key, key + n) as float32 rows. All are copied, float32 ones too: rows at the caller's spacing (a
+// power of two more often than not) would fall into few sets of L1, and the copy serves every sub-block of
+// the item.
+inline Rows key_rows(const fa_problem &p, const char *base, int64_t key, int64_t n, float *buffer) {
+  const int64_t stride = p.k_strides[2], spaced = PrefillSpace::padded(p.head_dim), at = key * stride;
+  switch (p.kv_dtype) {
+    case FA_FLOAT32:
+      lay_rows(reinterpret_cast<const float *>(base) + at, stride, n, p.head_dim, buffer, spaced);
+      break;
+    case FA_FLOAT16:
+      lay_rows(reinterpret_cast<const half *>(base) + at, stride, n, p.head_dim, buffer, spaced);
+      break;
+    default: lay_rows(reinterpret_cast<const bfloat *>(base) + at, stride, n, p.head_dim, buffer, spaced);
   }
   return {buffer, spaced};
 }
 
-inline size_t prefill_bytes(const fa_problem &p, const Tiles &tiles) { return PrefillSpace(p, tiles, nullptr).bytes; }
+inline Panels value_panels(const fa_problem &p, const char *base, int64_t key, int64_t n, float *buffer) {
+  const int64_t stride = p.v_strides[2], panel = n * KR, at = key * stride;
+  switch (p.kv_dtype) {
+    case FA_FLOAT32:
+      lay_panels(reinterpret_cast<const float *>(base) + at, stride, n, p.v_dim, buffer, panel);
+      break;
+    case FA_FLOAT16:
+      lay_panels(reinterpret_cast<const half *>(base) + at, stride, n, p.v_dim, buffer, panel);
+      break;
+    default: lay_panels(reinterpret_cast<const bfloat *>(base) + at, stride, n, p.v_dim, buffer, panel);
+  }
+  return {buffer, panel};
+}
 
-inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles, void *workspace) {
+inline size_t prefill_bytes(const fa_problem &p, const Tiles &tiles) {
+  return PrefillSpace(p, tiles, nullptr).bytes;
+}
+
+inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles,
+                    void *workspace) {
   const unsigned denormals = flush_denormals();
   PrefillSpace space(p, tiles, workspace);
-  constexpr int MAX_BLOCKS = 16;
-  SubBlock blocks[MAX_BLOCKS];
-  Modifiers modifiers[MAX_BLOCKS];
-  int64_t positions[MAX_BLOCKS * SUB_ROWS];
-  float slopes[MAX_BLOCKS * SUB_ROWS];
+  SubBlock blocks[fa::MAX_SUB_BLOCKS];
+  Modifiers modifiers[fa::MAX_SUB_BLOCKS];
+  int64_t positions[fa::MAX_SUB_BLOCKS * SUB_ROWS];
+  float slopes[fa::MAX_SUB_BLOCKS * SUB_ROWS];
   int count = 0;
   int64_t lane = 0, begin = item.key_end, end = item.key_begin;
   int64_t *const mask_rows = space.mask_rows;
@@ -147,19 +180,27 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
   const int size = element_size(p.kv_dtype);
   const char *const k = seq.k + item.kv_head * p.k_strides[1] * size;
   const char *const v = seq.v + item.kv_head * p.v_strides[1] * size;
+  begin -= begin % tiles.key_tile;  // tiles do not depend on which sub-blocks make the item
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);
-    const TileRows kt = tile_rows(k, p.kv_dtype, p.k_strides[2], key, keys, p.head_dim, space.k_tile);
-    const TileRows vt = tile_rows(v, p.kv_dtype, p.v_strides[2], key, keys, p.v_dim, space.v_tile);
+    const Rows kt = key_rows(p, k, key, keys, space.k_tile);
+    const Panels vt = value_panels(p, v, key, keys, space.v_tile);
     const int64_t next = key + keys, k_row = p.k_strides[2] * size, v_row = p.v_strides[2] * size;
     for (int b = 0; b < count; ++b) {
-      Ahead ahead = {k + next * k_row, v + next * v_row, k_row, v_row, p.head_dim * size, p.v_dim * size,
-                     b, minimum(tiles.key_tile, end - next), count};
-      const int64_t from = maximum(key, blocks[b].min_first), to = minimum(key + keys, blocks[b].max_last + 1);
+      Ahead ahead = {k + next * k_row,
+                     v + next * v_row,
+                     k_row,
+                     v_row,
+                     p.head_dim * size,
+                     p.v_dim * size,
+                     b,
+                     minimum(tiles.key_tile, end - next),
+                     count};
+      const int64_t from = maximum(key, blocks[b].min_first),
+                    to = minimum(key + keys, blocks[b].max_last + 1);
       if (from >= to) continue;
       attend_sub_block(p, blocks[b], modifiers[b], {kt.at + (from - key) * kt.stride, kt.stride},
-                       {vt.at + (from - key) * vt.stride, vt.stride}, from, to - from, space.scores,
-                       ahead);
+                       {vt.at + (from - key) * KR, vt.stride}, from, to - from, space.scores, ahead);
     }
   }
   for (int b = 0; b < count; ++b) end_sub_block(p, seq, item, b * SUB_ROWS, blocks[b], space.staging);

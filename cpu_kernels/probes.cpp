@@ -40,9 +40,11 @@ void keep(const T &value) {
 
 using Loop = void (*)(int64_t iterations);
 
-// Best rate of `loop` over slices, in 1e9 operations a second. The first third of the time is warm-up: clocks
-// settle at the rate that wide vectors are allowed.
-double best_rate(Loop loop, double ops_per_iteration, double seconds) {
+// Rate of `loop` in 1e9 operations a second over the time given, after a warm-up of a third of it: clocks
+// settle at the rate that wide vectors are allowed. It is the mean, not the best moment: a kernel that runs
+// for a second cannot have the best millisecond's clock either, and on a shared machine the two differ by a
+// third.
+double mean_rate(Loop loop, double ops_per_iteration, double seconds) {
   int64_t iterations = 1024;
   double slice = 0;
   while (true) {
@@ -53,17 +55,18 @@ double best_rate(Loop loop, double ops_per_iteration, double seconds) {
     iterations *= 2;
   }
   iterations = int64_t(double(iterations) * kSliceSeconds / slice) + 1;
-  double best = 0;
   const double begin = now();
-  double start = begin;
-  do {
+  double counted = 0, total = 0;
+  for (double start = begin; start - begin < seconds || total == 0;) {
     loop(iterations);
     const double end = now();
-    const double rate = ops_per_iteration * double(iterations) / (end - start) * 1e-9;
-    if (rate > best && start - begin >= seconds / 3) best = rate;
+    if (start - begin >= seconds / 3) {
+      counted += double(iterations);
+      total += end - start;
+    }
     start = end;
-  } while (start - begin < seconds || best == 0);
-  return best;
+  }
+  return ops_per_iteration * counted / total * 1e-9;
 }
 
 /* The float probes iterate x <- a - x * x (or its negative). For a = 1.5 to 1.9 the map is chaotic and stays
@@ -237,20 +240,20 @@ double read_once(Reader reader, const char *data, int64_t slice, int64_t ahead, 
 extern "C" double fa_probe_fma_gflops(int isa, double seconds) {
 #if defined(__x86_64__)
   if (isa == FA_ISA_AVX512) {
-    return __builtin_cpu_supports("avx512f") ? best_rate(fma_avx512, kAvx512Chains * 16 * 2, seconds) : 0;
+    return __builtin_cpu_supports("avx512f") ? mean_rate(fma_avx512, kAvx512Chains * 16 * 2, seconds) : 0;
   }
   if (isa == FA_ISA_AVX2) {
     const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    return has ? best_rate(fma_avx2, kAvx2Chains * 8 * 2, seconds) : 0;
+    return has ? mean_rate(fma_avx2, kAvx2Chains * 8 * 2, seconds) : 0;
   }
 #endif
-  return isa == FA_ISA_BASELINE ? best_rate(fma_baseline, kBaselineChains * 4 * 2, seconds) : 0;
+  return isa == FA_ISA_BASELINE ? mean_rate(fma_baseline, kBaselineChains * 4 * 2, seconds) : 0;
 }
 
 extern "C" double fa_probe_bf16_dot_gflops(double seconds) {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16")) {
-    return best_rate(dot_bf16, 2 * kAvx512Chains * 32 * 2, seconds);
+    return mean_rate(dot_bf16, 2 * kAvx512Chains * 32 * 2, seconds);
   }
 #endif
   (void)seconds;
@@ -260,7 +263,7 @@ extern "C" double fa_probe_bf16_dot_gflops(double seconds) {
 extern "C" double fa_probe_int8_dot_gops(double seconds) {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) {
-    return best_rate(dot_int8, kAvx512Chains * 64 * 2, seconds);
+    return mean_rate(dot_int8, kAvx512Chains * 64 * 2, seconds);
   }
 #endif
   (void)seconds;

@@ -41,14 +41,16 @@ inline void load_row(float *dst, const T *src, int64_t n, float factor) {
   const F f = set1(factor);
   int64_t d = 0;
   for (; d + W <= n; d += W) store(dst + d, mul(load_kv(src + d), f));
-  if (d < n) store(dst + d, mul(load_kv(src + d, static_cast<int>(n - d)), f));  // dst is padded to a multiple of W
+  if (d < n)
+    store(dst + d, mul(load_kv(src + d, static_cast<int>(n - d)), f));  // dst is padded to a multiple of W
 }
 
 // One query row as float32 times `factor`, zero-padded to a multiple of W.
 inline void load_query(const fa_problem &p, const Sequence &seq, Row row, float *dst, float factor) {
   const int64_t offset = row.head * p.q_strides[1] + row.query * p.q_strides[2];
   switch (p.q_dtype) {
-    case FA_FLOAT32: return load_row(dst, reinterpret_cast<const float *>(seq.q) + offset, p.head_dim, factor);
+    case FA_FLOAT32:
+      return load_row(dst, reinterpret_cast<const float *>(seq.q) + offset, p.head_dim, factor);
     case FA_FLOAT16: return load_row(dst, reinterpret_cast<const half *>(seq.q) + offset, p.head_dim, factor);
     default: return load_row(dst, reinterpret_cast<const bfloat *>(seq.q) + offset, p.head_dim, factor);
   }
@@ -78,8 +80,11 @@ inline float slope_of(const fa_problem &p, const Sequence &seq, int64_t head) {
   return p.alibi_slopes ? p.alibi_slopes[seq.batch * p.alibi_batch_stride + head] : 0.0f;
 }
 
-// What multiplies q: the scale and log2(e), since exponentials are taken to base 2; with a softcap c, scale / c.
-inline float query_factor(const fa_problem &p) { return p.softcap > 0 ? p.scale / p.softcap : p.scale * LOG2E; }
+// What multiplies q: the scale and log2(e), since exponentials are taken to base 2; with a softcap c, scale /
+// c.
+inline float query_factor(const fa_problem &p) {
+  return p.softcap > 0 ? p.scale / p.softcap : p.scale * LOG2E;
+}
 
 }  // namespace
 }  // namespace FA_NAMESPACE

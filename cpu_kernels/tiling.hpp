@@ -1,30 +1,31 @@
 // Attention of many query rows, tile by tile (mirrors reference/tiling.py, the order of FlashAttention-2).
 //
-// Queries stand in the lanes. A sub-block of NV vectors of queries keeps Q^T (head_dim x rows) and O^T (v_dim x rows);
-// a register tile computes KR rows of S^T = K Q^T, or of O^T += V^T P^T, from broadcast scalars of K or V. So neither
-// K nor V is packed or transposed, the softmax needs no sum or maximum across lanes, and head_dim can be any number.
+// Queries stand in the lanes. A sub-block of NV vectors of queries keeps Q^T (head_dim x rows) and O^T (v_dim x
+// rows); a register tile computes KR rows of S^T = K Q^T, or of O^T += V^T P^T, from broadcast scalars of K or V.
+// So K needs no transposing, the softmax needs no sum or maximum across lanes, and head_dim can be any number.
 //
-// Bytes, for AVX-512 at head_dim 128: Q^T and O^T of a sub-block 24 KiB each, scores of a tile of 96 keys 18 KiB: the
-// score product streams Q^T from L1; the K and V tiles (48 KiB each) stay in L2 for all sub-blocks of an item.
+// Bytes, for AVX-512 at head_dim 128: Q^T and O^T of a sub-block 24 KiB each, scores of a tile of 128 keys 24 KiB.
+// The score product streams Q^T, the output product the scores, from L1 (48 KiB); the tile's keys and values (64 KiB
+// each) and the sub-blocks of an item stay in L2.
 #pragma once
 #include "modifiers.hpp"
 
 namespace FA_NAMESPACE {
 namespace {
 
-// The accumulator is rescaled only when a row's maximum grew by more than this (log2), so that weights stay below
-// 2^8: exact in float32, and after the first few tiles almost never needed.
+// The accumulator is rescaled only when a row's maximum grew by more than this (log2), so that weights stay
+// below 2^8: exact in float32, and after the first few tiles almost never needed.
 constexpr float LAZY = 8.0f;
 
 struct SubBlock {
-  int nv;       // vectors of queries
-  int64_t rows; // query rows, the rest of the lanes is padding
-  float *qt;    // head_dim x nv W
-  float *ot;    // v_dim x nv W, unnormalised
-  float *neg_m; // nv W: minus the reference maximum; 0 before the first visible key
-  float *limit; // nv W: LAZY, or -inf before the first visible key
-  float *l;     // nv W: sum of weights
-  int32_t *first, *last;            // nv W: visible keys
+  int nv;  // vectors of queries
+  int64_t rows;  // query rows, the rest of the lanes is padding
+  float *qt;  // head_dim x nv W
+  float *ot;  // v_dim x nv W, unnormalised
+  float *neg_m;  // nv W: minus the reference maximum; 0 before the first visible key
+  float *limit;  // nv W: LAZY, or -inf before the first visible key
+  float *l;  // nv W: sum of weights
+  int32_t *first, *last;  // nv W: visible keys
   int64_t min_first, max_first, min_last, max_last;
 };
 
@@ -41,8 +42,14 @@ struct Arena {  // carves a block of memory into 64-byte aligned pieces; with ba
   }
 };
 
-// Rows of K or V a tile: straight from the caller's array, or widened and re-spaced in a buffer.
-struct TileRows {
+// Keys of a tile: row after row, as float32.
+struct Rows {
+  const float *at;
+  int64_t stride;
+};
+
+// Values of a tile: panels of KR columns, each holding its columns of all keys; `stride` floats a panel.
+struct Panels {
   const float *at;
   int64_t stride;
 };
@@ -62,7 +69,7 @@ struct PrefillSpace {
     mask_rows = arena.take<int64_t>(tiles.item_rows);
     staging = arena.take<float>(W * round_up(maximum(p.head_dim, p.v_dim), W));
     k_tile = arena.take<float>(tiles.key_tile * padded(p.head_dim));
-    v_tile = arena.take<float>(tiles.key_tile * padded(p.v_dim));
+    v_tile = arena.take<float>(tiles.key_tile * round_up(p.v_dim, W));
     bytes = arena.used;
   }
   // An odd number of cache lines a row, so that the rows of a tile spread over the sets of L1.
@@ -70,11 +77,12 @@ struct PrefillSpace {
 };
 
 template <int NV, int K>
-inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t head_dim, const float *init, float *s,
-                       float *top) {
+inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t head_dim, const float *init,
+                       float *s, float *top) {
   F acc[K][NV];
   for (int n = 0; n < NV; ++n)
     for (int r = 0; r < K; ++r) acc[r][n] = load(init + n * W);
+#pragma GCC unroll 2
   for (int64_t d = 0; d < head_dim; ++d) {
     F q[NV];
     for (int n = 0; n < NV; ++n) q[n] = load(qt + (d * NV + n) * W);
@@ -94,15 +102,16 @@ inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t 
 }
 
 template <int NV, int C>
-inline void output_columns(const float *s, const float *v, int64_t stride, int64_t keys, float *ot) {
+inline void output_columns(const float *s, const float *panel, int64_t keys, float *ot) {
   F acc[C][NV];
   for (int c = 0; c < C; ++c)
     for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * NV + n) * W);
+#pragma GCC unroll 2
   for (int64_t j = 0; j < keys; ++j) {
     F weight[NV];
     for (int n = 0; n < NV; ++n) weight[n] = load(s + (j * NV + n) * W);
     for (int c = 0; c < C; ++c) {
-      const F value = set1(v[j * stride + c]);
+      const F value = set1(panel[j * KR + c]);
       for (int n = 0; n < NV; ++n) acc[c][n] = fma(value, weight[n], acc[c][n]);
     }
   }
@@ -110,8 +119,8 @@ inline void output_columns(const float *s, const float *v, int64_t stride, int64
     for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
 }
 
-// The rows of K and V that the next tile will read. Each sub-block brings its share of them into L2 between its
-// register tiles, so that copying the next tile does not wait for memory.
+// The rows of K and V that the next tile will read. Each sub-block brings its share of them into L2 between
+// its register tiles, so that copying the next tile does not wait for memory.
 struct Ahead {
   const char *k, *v;
   int64_t k_stride, v_stride, k_bytes, v_bytes;
@@ -127,7 +136,7 @@ struct Ahead {
 
 // s[j][lane] = init[lane] + <k_j, q_lane>; top[lane] is raised to the largest.
 template <int NV>
-void score_tile(const SubBlock &block, TileRows k, int64_t keys, int64_t head_dim, const float *init, float *s,
+void score_tile(const SubBlock &block, Rows k, int64_t keys, int64_t head_dim, const float *init, float *s,
                 float *top, Ahead &ahead) {
   int64_t j = 0;
   for (; j + KR <= keys; j += KR) {
@@ -142,27 +151,32 @@ void score_tile(const SubBlock &block, TileRows k, int64_t keys, int64_t head_di
     score_rows<NV, 1>(block.qt, k.at + j * k.stride, k.stride, head_dim, init, s + j * NV * W, top);
 }
 
-// O^T += V^T P^T
+// O^T += V^T P^T. The values lie in panels of KR columns, panel after panel, so that a register tile reads
+// one stream.
 template <int NV>
-void output_tile(const SubBlock &block, TileRows v, int64_t keys, int64_t v_dim, const float *s) {
+void output_tile(const SubBlock &block, Panels v, int64_t keys, int64_t v_dim, const float *s) {
   int64_t c = 0;
-  for (; c + KR <= v_dim; c += KR) output_columns<NV, KR>(s, v.at + c, v.stride, keys, block.ot + c * NV * W);
+  const float *panel = v.at;
+  for (; c + KR <= v_dim; c += KR, panel += v.stride)
+    output_columns<NV, KR>(s, panel, keys, block.ot + c * NV * W);
   if (KR > 4 && v_dim - c >= 4) {
-    output_columns<NV, 4>(s, v.at + c, v.stride, keys, block.ot + c * NV * W);
+    output_columns<NV, 4>(s, panel, keys, block.ot + c * NV * W);
     c += 4;
+    panel += 4;
   }
-  for (; c < v_dim; ++c) output_columns<NV, 1>(s, v.at + c, v.stride, keys, block.ot + c * NV * W);
+  for (; c < v_dim; ++c, ++panel) output_columns<NV, 1>(s, panel, keys, block.ot + c * NV * W);
 }
 
 struct Modifiers {
   bool any;  // softcap, ALiBi or a mask: scores are changed before the reference maximum is subtracted
   float softcap;
-  const float *slopes;       // per lane, times log2(e); NULL without ALiBi
+  const float *slopes;  // per lane, times log2(e); NULL without ALiBi
   const int64_t *positions;  // per lane
   const int64_t *mask_rows;  // per lane; NULL without a mask
 };
 
-// Everything between the product and the exponential that is not plain; `top` is set to the largest scores that are left.
+// Everything between the product and the exponential that is not plain; `top` is set to the largest scores
+// that are left.
 template <int NV>
 void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, bool full, int64_t key,
                  int64_t keys, float *s, float *top) {
@@ -203,7 +217,8 @@ template <int NV>
 void weights_tile(const SubBlock &block, const float *shift, int64_t keys, float *s) {
   if (shift)
     for (int64_t j = 0; j < keys; ++j)
-      for (int n = 0; n < NV; ++n) store(s + (j * NV + n) * W, add(load(s + (j * NV + n) * W), load(shift + n * W)));
+      for (int n = 0; n < NV; ++n)
+        store(s + (j * NV + n) * W, add(load(s + (j * NV + n) * W), load(shift + n * W)));
   F sum[NV];
   for (int n = 0; n < NV; ++n) sum[n] = load(block.l + n * W);
   for (int64_t j = 0; j < keys; ++j)
@@ -218,9 +233,9 @@ void weights_tile(const SubBlock &block, const float *shift, int64_t keys, float
 // How the reference maximum of a sub-block moved with a tile.
 enum class Growth { NONE, SOME, FAR };
 
-// Where a row's maximum grew by more than LAZY (or its first key came), move the row to its new maximum. `top` is
-// relative to the old one; shift receives -growth. FAR: by so much that scores taken relative to the old maximum have
-// lost the digits they need.
+// Where a row's maximum grew by more than LAZY (or its first key came), move the row to its new maximum.
+// `top` is relative to the old one; shift receives -growth. FAR: by so much that scores taken relative to the
+// old maximum have lost the digits they need.
 template <int NV>
 Growth rescale(const SubBlock &block, int64_t v_dim, const float *top, float *shift) {
   bool grew = false, far = false;
@@ -231,7 +246,8 @@ Growth rescale(const SubBlock &block, int64_t v_dim, const float *top, float *sh
     const F t = load(top + n * W), limit = load(block.limit + n * W), old = load(block.neg_m + n * W);
     const F moved = sub(old, select_gt(t, limit, t, zero()));
     const F change = sub(moved, old);  // what was really taken off, after rounding
-    // A row without keys so far has l = 0 and O = 0, which any finite factor leaves alone; 2^change may be infinite.
+    // A row without keys so far has l = 0 and O = 0, which any finite factor leaves alone; 2^change may be
+    // infinite.
     factor[n] = select_gt(limit, zero(), exp2(change), set1(1.0f));
     far |= any_gt(select_gt(limit, zero(), t, zero()), set1(64.0f));
     store(shift + n * W, change);
@@ -240,13 +256,14 @@ Growth rescale(const SubBlock &block, int64_t v_dim, const float *top, float *sh
     store(block.l + n * W, mul(load(block.l + n * W), factor[n]));
   }
   for (int64_t c = 0; c < v_dim; ++c)
-    for (int n = 0; n < NV; ++n) store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
+    for (int n = 0; n < NV; ++n)
+      store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
   return far ? Growth::FAR : Growth::SOME;
 }
 
 template <int NV>
-void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, TileRows k, TileRows v, int64_t key,
-                 int64_t keys, float *s, Ahead &ahead) {
+void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Rows k, Panels v,
+                 int64_t key, int64_t keys, float *s, Ahead &ahead) {
   alignas(64) float top[NV * W], shift[NV * W], nothing[NV * W];
   for (int n = 0; n < NV; ++n) {
     store(top + n * W, set1(-INFINITY));
@@ -272,8 +289,8 @@ void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
   output_tile<NV>(block, v, keys, p.v_dim, s);
 }
 
-inline void attend_sub_block(const fa_problem &p, const SubBlock &block, const Modifiers &mod, TileRows k, TileRows v,
-                             int64_t key, int64_t keys, float *s, Ahead &ahead) {
+inline void attend_sub_block(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Rows k,
+                             Panels v, int64_t key, int64_t keys, float *s, Ahead &ahead) {
   static_assert(MAX_NV == 2 || MAX_NV == 3, "one case for each number of vectors");
   if (block.nv == 1) return attend_tile<1>(p, block, mod, k, v, key, keys, s, ahead);
   if (block.nv == 2) return attend_tile<2>(p, block, mod, k, v, key, keys, s, ahead);

@@ -1,7 +1,7 @@
-"""How the book draws: colours safe for colour-blind readers, and SVG that follows the page from light to dark.
+"""How the book draws: colours for colour-blind readers, SVG that follows the page from light to dark.
 
-Figures go into the page as inline SVG. Ink drawn in `INK` becomes ``currentColor``, so axes and labels take the colour
-of the text around them; the fills are Okabe and Ito's palette, legible on both grounds.
+Figures go into the page as inline SVG. Ink drawn in `INK` becomes ``currentColor``, so axes and labels take
+the colour of the text around them; the fills are Okabe and Ito's palette, legible on both grounds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -91,17 +92,16 @@ def matrix(
     rows: Sequence[str] = (),
     columns: Sequence[str] = (),
 ) -> None:
-    """Draw a small matrix with its numbers; a deeper fill is a larger value, `hidden` cells are crossed out."""
+    """Draw a small matrix with its numbers; deeper fill is larger value, `hidden` cells are crossed out."""
     values = np.atleast_2d(np.asarray(values, dtype=float))
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     for (i, j), value in np.ndenumerate(values):
         out = hidden is not None and bool(hidden[i, j])
         depth = 0.0 if out or not np.isfinite(value) else (value - low) / (high - low or 1.0)
-        box = matplotlib.patches.Rectangle((j, i), 1, 1, facecolor=colour, alpha=0.08 + 0.45 * depth, linewidth=0)
-        axes.add_patch(box)
-        edge = matplotlib.patches.Rectangle((j, i), 1, 1, fill=False, edgecolor=INK, linewidth=0.6)
-        axes.add_patch(edge)
+        alpha = 0.08 + 0.45 * depth  # never so deep that the number is lost, on either ground
+        axes.add_patch(Rectangle((j, i), 1, 1, facecolor=colour, alpha=alpha, linewidth=0))
+        axes.add_patch(Rectangle((j, i), 1, 1, fill=False, edgecolor=INK, linewidth=0.6))
         if out:
             axes.plot([j + 0.35, j + 0.65], [i + 0.65, i + 0.35], color=INK, linewidth=0.9)
         else:

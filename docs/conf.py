@@ -1,7 +1,7 @@
 """Sphinx configuration of the FastAttention book.
 
-Every page is executed while it is built, warnings are errors (the Makefile passes ``-W --keep-going``), and the built
-book asks nothing of any other host: MathJax is in ``_static/mathjax``, figures are drawn by the pages themselves.
+Every page is executed while it is built, warnings are errors (the Makefile passes ``-W --keep-going``), and
+the built book asks nothing of any other host: MathJax is in ``_static/mathjax``, pages draw their figures.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import os
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE / "_build"
 
 
 def pin_kernel(folder: Path) -> None:
-    """Make pages run in the interpreter that runs Sphinx, whatever kernels this user has installed elsewhere."""
+    """Make pages run in the interpreter that runs Sphinx, whatever kernels are installed elsewhere."""
     spec = folder / "kernels" / "fastattention-book"
     spec.mkdir(parents=True, exist_ok=True)
     kernel = {
@@ -28,8 +29,8 @@ def pin_kernel(folder: Path) -> None:
     }
     (spec / "kernel.json").write_text(json.dumps(kernel, indent=1), encoding="utf-8")
     os.environ["JUPYTER_PATH"] = str(folder)
-    # A reader's own IPython start-up files must not change what the book shows. Ours makes a cell's text arrive in one
-    # piece: MyST-NB breaks the line where two pieces meet.
+    # A reader's own IPython start-up files must not change what the book shows. Ours makes a cell's text
+    # arrive in one piece: MyST-NB breaks the line where two pieces meet.
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True, exist_ok=True)
     (startup / "book.py").write_text("import sys\n\nsys.stdout.flush_interval = 60\n", encoding="utf-8")
@@ -38,7 +39,7 @@ def pin_kernel(folder: Path) -> None:
 
 
 pin_kernel(BUILD / "jupyter")
-# ``python -m sphinx`` puts the checkout on the path, where fastattention/ lies without its kernels: take the installed one.
+# ``python -m sphinx`` puts the checkout on the path, where fastattention/ lies without its kernels.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE.parent]
 
 project = "FastAttention"
@@ -61,28 +62,29 @@ language = "en"
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}  # the first is what autosummary writes
 default_role = None
 
-# -- Pages that run ---------------------------------------------------------------------------------------------------
+# -- Pages that run --------------------------------------------------------------------------------
 nb_execution_mode = "force"
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # tables, in what cells display
 nb_kernel_rgx_aliases = {"python3": "fastattention-book"}
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # the default fetches require.js from another host
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "substitution"]
 myst_heading_anchors = 3
 myst_substitutions = {"version": release}
 
-# -- Mathematics, offline ---------------------------------------------------------------------------------------------
+# -- Mathematics, offline --------------------------------------------------------------------------
 mathjax_path = "mathjax/startup.js"
 mathjax3_config = {
     "loader": {"load": ["core", "input/tex", "output/svg", "a11y/assistive-mml"]},
-    # Extensions are not vendored: an unknown macro shows in red instead of asking for a file that is not there.
+    # Extensions are not vendored: an unknown macro shows in red and asks for no file.
     "tex": {"packages": {"[-]": ["autoload", "require"]}},
     "svg": {"fontCache": "global"},
 }
 
-# -- API --------------------------------------------------------------------------------------------------------------
+# -- API -------------------------------------------------------------------------------------------
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # the numpydoc sections say shapes and units, which annotations cannot
@@ -98,7 +100,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(ndarray|array_like|scalar|optional|int|float|bool|str|dict|list|tuple|callable|iterable)"),
 ]
 
-# -- Look -------------------------------------------------------------------------------------------------------------
+# -- Look ------------------------------------------------------------------------------------------
 html_theme = "pydata_sphinx_theme"
 html_title = "FastAttention"
 html_static_path = ["_static"]
@@ -108,6 +110,9 @@ html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 pygments_style = "friendly"
+html_sidebars = {
+    page: [] for page in ("index", "install", "cli", "bibliography", "changelog", "contributing")
+}
 html_theme_options = {
     "logo": {"text": "FastAttention"},
     "show_toc_level": 2,
@@ -120,3 +125,15 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+
+
+def skip_field_aliases(
+    app: Any, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out a named tuple's fields, of which Python only says "Alias for field number 0"."""
+    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def setup(app: Any) -> None:
+    """Register with Sphinx."""
+    app.connect("autodoc-skip-member", skip_field_aliases)

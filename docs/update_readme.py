@@ -1,7 +1,8 @@
 """Fill the README's section of results from the newest file that ``make bench`` left in ``results/``.
 
-Run it from anywhere: ``python docs/update_readme.py``. With ``--check`` it changes nothing and exits with 1 when the README is
-out of date. The book reads the same files through the functions here. The standard library is enough.
+Run it from anywhere: ``python docs/update_readme.py``. With ``--check`` it changes nothing and exits with 1
+when the README is out of date. The book reads the same files through the functions here. The standard library
+is enough.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ TITLES = {
 }
 PEERS = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 NOTHING = (
-    "No measurement is committed yet. `make bench` writes one into `results/`, and `python docs/update_readme.py` fills this "
-    "section from it."
+    "No measurement is committed yet. `make bench` writes one into `results/`, and "
+    "`python docs/update_readme.py` fills this section from it."
 )
 
 
@@ -51,8 +52,8 @@ def machine(run: dict[str, Any]) -> str:
     where = run["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     return (
-        f"{where['cpu']}, {where['allowed_cores']} of {where['cores']} cores, instruction set {where['isa']}, "
-        f"{where['compiler']}; {str(run['date'])[:10]}; {versions}."
+        f"{where['cpu']}, {where['allowed_cores']} of {where['cores']} cores, "
+        f"instruction set {where['isa']}, {where['compiler']}; {str(run['date'])[:10]}; {versions}."
     )
 
 
@@ -77,14 +78,15 @@ def tables(run: dict[str, Any], *, shortest: int = 0) -> str:
     """
     parts = []
     for kind, title in TITLES.items():
-        rows = [row for row in run["rows"] if row["case"]["kind"] == kind and row["case"]["k_len"] >= shortest]
+        rows = [row for row in run["rows"] if row["case"]["kind"] == kind]
+        rows = [row for row in rows if row["case"]["k_len"] >= shortest]
         if rows:
             parts.append(f"{title}\n\n{_table(rows)}")
     return "\n\n".join(parts)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    peers = [name for name in dict.fromkeys(name for row in rows for name in row["peers"])]
+    peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
     unit = rows[0]["summary"]["unit"]
     heads = ["type", "sees", "heads", "D", "keys", "threads", "ms", unit, "of limit"]
     heads += [f"{PEERS.get(name, name)} takes" for name in peers]
@@ -92,9 +94,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         case, summary = row["case"], row["summary"]
         shared = "" if case["q_heads"] == case["kv_heads"] else f"/{case['kv_heads']}"
-        cells = [case["dtype"], label(case), f"{case['q_heads']}{shared}", case["head_dim"], case["k_len"], case["threads"]]
-        cells += [f"{summary['median_ms']:.3g}", f"{summary['rate']:.1f}", f"{summary['percent_of_limit']:.0f} %"]
-        lines.append([str(cell) for cell in cells] + [_peer(row, name) for name in peers])
+        cells = [case["dtype"], label(case), f"{case['q_heads']}{shared}"]
+        cells += [str(case[name]) for name in ("head_dim", "k_len", "threads")]
+        cells += [f"{summary['median_ms']:.3g}", f"{summary['rate']:.1f}"]
+        cells += [f"{summary['percent_of_limit']:.0f} %"]
+        lines.append(cells + [_peer(row, name) for name in peers])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -103,7 +107,7 @@ def _peer(row: dict[str, Any], name: str) -> str:
     if result is None or result["status"] == "unsupported":
         return "–"
     if result["status"] != "ok":
-        return result["status"]
+        return str(result["status"])
     ratio = statistics.median(result["timing"]["seconds"]) / statistics.median(row["ours"]["seconds"])
     return f"{ratio:.2f}×"
 
@@ -113,8 +117,9 @@ def section(run: dict[str, Any] | None) -> str:
     if run is None:
         return NOTHING
     reading = (
-        "*Of limit*: in percent of what probes reached on the same cores just before and after the row: multiply-add for prefill, "
-        "reading the same bytes for decode. *Takes*: the other library's time over ours; more than 1 means that ours is faster."
+        "*Of limit*: in percent of what probes reached on the same cores just before and after the row: "
+        "arithmetic for prefill, reading the same keys and values for decode. *Takes*: the other library's "
+        "time over ours; more than 1 means that ours is faster."
     )
     return f"{machine(run)}\n\n{tables(run, shortest=4096)}\n\n{reading}"
 
@@ -136,7 +141,7 @@ def fill(readme: str, text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Update the README, or with ``--check`` only say whether it is up to date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when the README is out of date")
+    parser.add_argument("--check", action="store_true", help="only say whether the README is up to date")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file to fill")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="the folder with bench-*.json")
     args = parser.parse_args(argv)

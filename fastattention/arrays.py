@@ -120,7 +120,7 @@ def to_numpy(x: Any, name: str) -> tuple[NDArray[Any], str]:
         return _from_torch(x, name), kind
     try:
         if kind == "jax":
-            x.block_until_ready()  # JAX computes behind its caller's back; the memory may not be filled yet
+            x.block_until_ready()  # JAX computes asynchronously; do not rely on its export to wait
         device = int(x.__dlpack_device__()[0])
         if device not in _CPU_READABLE:
             raise _elsewhere(name, f"a {_DEVICE_NAMES.get(device, f'DLPack type {device}')} device")

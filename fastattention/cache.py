@@ -103,7 +103,7 @@ class KVCache:
             self._dtype: np.dtype[Any] = np.dtype(dtype)
         except TypeError as error:
             raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}") from error
-        if dtype is None or self._dtype not in KERNEL_DTYPES:
+        if self._dtype not in KERNEL_DTYPES:
             raise TypeError(
                 f"dtype: expected float32, float16 or bfloat16 in native byte order, got {dtype!r}"
             )

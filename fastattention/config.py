@@ -25,7 +25,7 @@ ISA_VARIABLE = "FASTATTENTION_ISA"
 #: More threads than any machine has; a number beyond it is a mistake that would exhaust the system.
 MAX_THREADS = 1024
 
-_forced_isa: str | None = None  # by set_isa
+_forced_isa: str | None = None  # by set_isa; then also in force
 _isa: str | None = None  # in force; None until somebody needs it
 _threads: int | None = None  # by num_threads; None: as many as OpenMP would start
 
@@ -64,12 +64,7 @@ def get_isa() -> str:
     global _isa
     if _isa is None:
         wanted = os.environ.get(ISA_VARIABLE)
-        if _forced_isa is not None:
-            _isa = _forced_isa
-        elif wanted:
-            _isa = _check_isa(wanted, ISA_VARIABLE)
-        else:
-            _isa = cpu_kernels.available_isas()[-1]
+        _isa = _check_isa(wanted, ISA_VARIABLE) if wanted else cpu_kernels.available_isas()[-1]
     return _isa
 
 

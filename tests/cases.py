@@ -238,6 +238,13 @@ def _features() -> Iterator[Case]:
     yield Case("lowest float32 in columns 0 to 128", options=_band(0, 128, lowest))
     yield Case("lowest float32 in columns 3 to 150", options=_band(3, 150, lowest))
     yield Case("-1e4 in columns 0 to 140", options=_band(0, 140, -1e4))
+    hidden = np.zeros((1, 1), dtype=np.bool_)
+    yield Case("NaN values, all hidden", options=options(mask=hidden), arrays=gain(v=np.nan))
+    yield Case(
+        "NaN values, all hidden, sinks",
+        options=options(mask=hidden, sinks=np.zeros(4, np.float32)),
+        arrays=gain(v=np.nan),
+    )
     yield Case("one key a query", options=_one_hot)
     yield Case(
         "NaN keys behind a bool mask",
@@ -320,4 +327,24 @@ def twice(cases: Iterator[Case]) -> tuple[Case, ...]:
     return tuple(many + few)
 
 
-FEATURES = twice(_features())
+def _functions() -> Iterator[Case]:
+    """exp and tanh alone: with one product a score no sum hides their error."""
+    sizes = replace(PREFILL, head_dim=1, v_dim=2)
+    for k in (0.05, 0.3, 1.0, 4.0):
+        yield Case(f"exp of scores about {k}", sizes, options(scale=1.0), gain(k=k))
+        yield Case(
+            f"exp of positive scores about {k}",
+            sizes,
+            options(scale=1.0),
+            lambda r, n, x, k=k: (np.abs(x[0]), np.abs(x[1]) * k, x[2]),
+        )
+        yield Case(f"tanh of scores about {k}", sizes, options(scale=1.0, softcap=1.0), gain(k=k))
+        yield Case(
+            f"tanh of scores about {k}, one key",
+            sizes,
+            lambda r, n: _one_hot(r, n) | {"softcap": 1.0},
+            gain(k=k),
+        )
+
+
+FEATURES = twice(_features()) + twice(_functions())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from .cases import FEATURES, Case, solved
+from .cases import FEATURES, Case, Sizes, options, solved
 from .conftest import Engine
 from .mask_cases import MASKS
 from .size_cases import CROWDS, DIMS, HEADS, LENGTHS
@@ -35,6 +36,24 @@ def test_masks(case: Case, dtype: str, engine: Engine) -> None:
 )
 def test_sizes(case: Case, dtype: str, engine: Engine) -> None:
     engine.check(*solved(case, dtype, engine.accumulation), num_threads=1)
+
+
+@pytest.mark.parametrize("q_len", [3, 53])
+def test_rows_of_the_lowest_float32(q_len: int, engine: Engine, request: pytest.FixtureRequest) -> None:
+    """An additive mask of finfo.min hides nothing by itself: where it is everywhere, all keys weigh alike."""
+    if engine.backend == "cpu":
+        reason = (
+            "the kernels take mask values below -2.36e38 for -inf, as their product with log2(e) overflows"
+        )
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+    lowest = np.full((q_len, 150), np.finfo(np.float32).min)
+    problem, _ = solved(
+        Case("lowest", Sizes(q_len=q_len), options(mask=lowest)), "float32", engine.accumulation
+    )
+    out, lse = engine.attention(problem)
+    mean = np.repeat(problem.v.mean(axis=2, keepdims=True), 2, axis=1)
+    np.testing.assert_allclose(out, np.broadcast_to(mean, out.shape), rtol=0, atol=1e-6)
+    assert np.isfinite(lse).all()
 
 
 def test_float64_on_the_reference() -> None:

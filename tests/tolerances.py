@@ -134,10 +134,19 @@ def tolerances(
     return out_tolerance, stored_lse + lse_error + sum_error
 
 
-def independent_attention(problem: Problem, lse: np.ndarray) -> np.ndarray:
-    """Return the output that follows from `lse` by this file's own reading of the mathematics, in float64."""
+def independent_attention(problem: Problem, lse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the output that follows from `lse` by this file's own reading, and each row's sum of weights.
+
+    The sum, sink included, is 1 where `lse` is right, and 0 where a query sees no key.
+    """
     weights, _ = _weights_and_score_errors(problem, lse)
-    return np.asarray(weights @ _finite(_per_query_head(problem, problem.v)))
+    total = weights.sum(-1)
+    if (sinks := problem.options.get("sinks")) is not None:
+        share = np.exp(
+            np.asarray(sinks, dtype=np.float64)[None, :, None] - np.where(np.isfinite(lse), lse, np.inf)
+        )
+        total = total + share
+    return np.asarray(weights @ _finite(_per_query_head(problem, problem.v))), total
 
 
 def _weights_and_score_errors(problem: Problem, lse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

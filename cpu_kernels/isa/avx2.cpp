@@ -1,4 +1,5 @@
-// The kernels compiled for one instruction set (see meson.build for its flags); only the table leaves this file.
+// The kernels compiled for one instruction set (see meson.build for its flags); only the table leaves this
+// file.
 #define FA_NAMESPACE fa_avx2
 #include "../table.hpp"
 

@@ -1,4 +1,5 @@
-// Vectors of 8 floats for AVX2 with FMA and F16C. One of three files with the same names; see simd_baseline.hpp.
+// Vectors of 8 floats for AVX2 with FMA and F16C. One of three files with the same names; see
+// simd_baseline.hpp.
 #pragma once
 #include <immintrin.h>
 
@@ -27,7 +28,9 @@ inline F max(F a, F b) { return _mm256_max_ps(a, b); }
 inline F min(F a, F b) { return _mm256_min_ps(a, b); }
 inline F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 inline bool any_gt(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
-inline F select_gt(F a, F b, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+inline F select_gt(F a, F b, F yes, F no) {
+  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
 
 inline float reduce_add(F a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -48,8 +51,8 @@ inline F hide(F s, int32_t j, const int32_t *first, const int32_t *last) {
 }
 
 inline F exp2(F x) {
-  // Below 2^-126 the result is 0 (also for -inf); the clamp keeps the integer part in range. A NaN passes through,
-  // because max and min return their second operand when one is NaN.
+  // Below 2^-126 the result is 0 (also for -inf); the clamp keeps the integer part in range. A NaN passes
+  // through, because max and min return their second operand when one is NaN.
   const F clamped = _mm256_min_ps(set1(127.0f), _mm256_max_ps(set1(-126.0f), x));
   const F whole = _mm256_floor_ps(clamped);
   const F f = sub(clamped, whole);
@@ -59,13 +62,16 @@ inline F exp2(F x) {
   p = fma(p, f, set1(EXP2_C2));
   p = fma(p, f, set1(EXP2_C1));
   p = fma(p, f, set1(EXP2_C0));
-  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
+  const __m256i power =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
   p = mul(p, _mm256_castsi256_ps(power));
   return _mm256_andnot_ps(_mm256_cmp_ps(x, set1(-126.0f), _CMP_LT_OQ), p);
 }
 
 inline F load_kv(const float *p) { return _mm256_loadu_ps(p); }
-inline F load_kv(const half *p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))); }
+inline F load_kv(const half *p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+}
 inline F load_kv(const bfloat *p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -79,7 +85,8 @@ inline F load_kv(const T *p, int n) {
 
 inline void store_as(float *p, F v) { _mm256_storeu_ps(p, v); }
 inline void store_as(half *p, F v) {
-  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
+                   _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline void store_as(bfloat *p, F v) {
   const __m256i bits = _mm256_castps_si256(v);

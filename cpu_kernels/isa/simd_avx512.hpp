@@ -1,7 +1,8 @@
-// Vectors of 16 floats for AVX-512 (F, BW, DQ, VL). One of three files with the same names; see simd_baseline.hpp.
+// Vectors of 16 floats for AVX-512 (F, BW, DQ, VL). One of three files with the same names; see
+// simd_baseline.hpp.
 //
-// exp2: vreduceps takes the fraction x - floor(x) in one instruction and is 0 for -inf, vscalefps multiplies by
-// 2^floor(x); so hidden scores of -inf come out as exactly 0 without a branch.
+// exp2: vreduceps takes the fraction x - floor(x) in one instruction and is 0 for -inf, vscalefps multiplies
+// by 2^floor(x); so hidden scores of -inf come out as exactly 0 without a branch.
 #pragma once
 #include <immintrin.h>
 
@@ -12,7 +13,7 @@ namespace {
 
 constexpr int W = 16;        // float lanes
 constexpr int MAX_NV = 3;    // vectors of queries in one sub-block
-constexpr int KR = 8;        // keys (or value columns) per register tile: 8 x 3 accumulators of 32 registers
+constexpr int KR = 8;  // keys (or value columns) per register tile: 8 x 3 accumulators of 32 registers
 constexpr int DECODE_ACC = 24;
 
 using F = __m512;
@@ -56,14 +57,18 @@ inline F exp2(F x) {
 }
 
 inline F load_kv(const float *p) { return _mm512_loadu_ps(p); }
-inline F load_kv(const half *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))); }
+inline F load_kv(const half *p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
 inline F load_kv(const bfloat *p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
 // The first n < W elements, zeros behind them; nothing past the n-th is read.
-inline F load_kv(const float *p, int n) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p); }
+inline F load_kv(const float *p, int n) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
 inline F load_kv(const half *p, int n) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p));
 }
@@ -74,10 +79,12 @@ inline F load_kv(const bfloat *p, int n) {
 
 inline void store_as(float *p, F v) { _mm512_storeu_ps(p, v); }
 inline void store_as(half *p, F v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p),
+                      _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline void store_as(bfloat *p, F v) {
-  // Round to nearest even by hand: vcvtneps2bf16 needs AVX512-BF16. A NaN keeps its top bits and gets the quiet bit.
+  // Round to nearest even by hand: vcvtneps2bf16 needs AVX512-BF16. A NaN keeps its top bits and gets the
+  // quiet bit.
   const __m512i bits = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -101,8 +108,10 @@ inline void transpose(F (&r)[W]) {
     u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
   }
   for (int i = 0; i < 4; ++i) {
-    const F a = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88), b = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
-    const F c = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xdd), d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
+    const F a = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88),
+            b = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
+    const F c = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xdd),
+            d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xdd);
     r[i] = _mm512_shuffle_f32x4(a, b, 0x88);
     r[i + 8] = _mm512_shuffle_f32x4(a, b, 0xdd);
     r[i + 4] = _mm512_shuffle_f32x4(c, d, 0x88);

@@ -3,7 +3,8 @@
 // The three simd_*.hpp files define the same names, and everything above them is written once:
 //   W lanes; MAX_NV vectors of queries in a sub-block; KR rows of a register tile; F the vector type;
 //   arithmetic; hide() for visibility; exp2(); load_kv()/store_as() which widen and narrow the storage types;
-//   transpose() of a W x W block; reduce_add4(). DECODE_ACC is how many accumulators decode may keep in registers.
+//   transpose() of a W x W block; reduce_add4(). DECODE_ACC is how many accumulators decode may keep in
+//   registers.
 #pragma once
 #include <cstring>
 #if defined(__SSE2__)
@@ -63,7 +64,8 @@ inline F hide(F s, int32_t j, const int32_t *first, const int32_t *last) {
 inline F exp2(F x) {
   const F clamped = min(set1(127.0f), max(set1(-126.0f), x));
   const I truncated = __builtin_convertvector(clamped, I);
-  const I whole = truncated + (I)(__builtin_convertvector(truncated, F) > clamped);  // a true lane is -1: floor
+  const I whole =
+      truncated + (I)(__builtin_convertvector(truncated, F) > clamped);  // a true lane is -1: floor
   const F f = clamped - __builtin_convertvector(whole, F);
   F p = set1(EXP2_C5);
   p = fma(p, f, set1(EXP2_C4));

@@ -14,6 +14,7 @@ What makes it quick, none of which changes the result beyond rounding:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -178,15 +179,15 @@ class Llama:
             block = f"blk.{index}."
             gain = tensor(block + "attn_norm.weight", hidden)
             qkv = _stack(
-                gain,
-                tensor(block + "attn_q.weight", q_rows, hidden),
-                tensor(block + "attn_k.weight", kv_rows, hidden),
-                tensor(block + "attn_v.weight", kv_rows, hidden),
+                (gain, tensor(block + "attn_q.weight", q_rows, hidden)),
+                (gain, tensor(block + "attn_k.weight", kv_rows, hidden)),
+                (gain, tensor(block + "attn_v.weight", kv_rows, hidden)),
             )
             gain = tensor(block + "ffn_norm.weight", hidden)
-            gate = tensor(block + "ffn_gate.weight", ffn, hidden)
-            gate *= 0.5
-            gate_up = _stack(gain, gate, tensor(block + "ffn_up.weight", ffn, hidden))
+            gate_up = _stack(
+                (gain * np.float32(0.5), tensor(block + "ffn_gate.weight", ffn, hidden)),
+                (gain, tensor(block + "ffn_up.weight", ffn, hidden)),
+            )
             out = np.ascontiguousarray(tensor(block + "attn_output.weight", hidden, q_rows).T)
             down = np.ascontiguousarray(tensor(block + "ffn_down.weight", hidden, ffn).T)
             layers.append(Layer(qkv, out, gate_up, down))
@@ -204,11 +205,12 @@ class Llama:
         return cls(config, embedding, layers, norm, head, divisors)
 
 
-def _stack(gain: FloatArray, *matrices: FloatArray) -> FloatArray:
-    """Set matrices (outputs, inputs) side by side as (inputs, all outputs), inputs multiplied by `gain`."""
-    stacked = np.empty((len(gain), sum(map(len, matrices))), np.float32)
+def _stack(*parts: tuple[FloatArray, FloatArray]) -> FloatArray:
+    """Set pairs of gain (inputs,) and matrix (outputs, inputs) side by side: (inputs, all outputs)."""
+    inputs = parts[0][1].shape[1]
+    stacked = np.empty((inputs, sum(len(matrix) for _, matrix in parts)), np.float32)
     column = 0
-    for matrix in matrices:
+    for gain, matrix in parts:
         np.multiply(matrix.T, gain[:, None], out=stacked[:, column : column + len(matrix)])
         column += len(matrix)
     return stacked
@@ -295,8 +297,11 @@ class Session:
         Raises
         ------
         ValueError
-            No tokens, tokens outside the vocabulary, or more of them than the context has room for. The
-            session is left as it was.
+            No tokens, tokens outside the vocabulary, or more of them than the context has room for.
+
+        Notes
+        -----
+        Whatever is raised, an interruption included, the session is left as it was before the call.
         """
         ids = np.asarray(tokens, dtype=np.int64)
         if ids.ndim != 1 or ids.size == 0:
@@ -307,11 +312,18 @@ class Session:
             raise ValueError(
                 f"{self.position} + {ids.size} tokens do not fit the context of {self.context} tokens"
             )
-        x = self._x
-        for start in range(0, ids.size, self._chunk):
-            x = self._layers(ids[start : start + self._chunk])
-            if progress is not None:
-                progress(min(start + self._chunk, ids.size))
+        x, before = self._x, self.position
+        try:
+            for start in range(0, ids.size, self._chunk):
+                x = self._layers(ids[start : start + self._chunk])
+                if progress is not None:
+                    progress(min(start + self._chunk, ids.size))
+        except BaseException:
+            # Interrupted half-way through the layers: the caches would no longer agree with one another.
+            for cache in self._caches:
+                cache.truncate(before)
+            self.position = before
+            raise
         last = self._normalise(x[-1:])[0]
         last *= self.model.norm
         np.dot(self.model.head, last, out=self._logits)
@@ -322,9 +334,8 @@ class Session:
         config = self.model.config
         rows = ids.size
         x, qkv, mixed = self._x[:rows], self._qkv[:rows], self._mixed[:rows]
-        np.take(
-            self.model.embedding, ids, axis=0, out=x, mode="clip"
-        )  # clip: "raise" would buffer; ids are checked
+        # The ids are checked; mode "raise" would write through a buffer.
+        np.take(self.model.embedding, ids, axis=0, out=x, mode="clip")
 
         heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
         # (S, heads + 2 kv_heads, D), and as attention wants it (1, heads, S, D): views, no copies.
@@ -353,11 +364,19 @@ class Session:
 
     def _normalise(self, x: FloatArray) -> FloatArray:
         """Divide each row (S, hidden) by its root mean square; the gain is in the matrices behind."""
+        normed = self._normed[: len(x)]
+        epsilon = self.model.config.norm_epsilon
+        if len(x) == 1:
+            # Decoding: the work is small, and fewer calls into NumPy count.
+            mean = float(np.dot(x[0], x[0])) / x.shape[1]
+            np.multiply(x, np.float32(1 / math.sqrt(mean + epsilon)), out=normed)
+            return normed
         square = np.einsum("sh,sh->s", x, x)
         square /= np.float32(x.shape[1])
-        square += np.float32(self.model.config.norm_epsilon)
+        square += np.float32(epsilon)
         np.sqrt(square, out=square)
-        return np.divide(x, square[:, None], out=self._normed[: len(x)])
+        np.divide(x, square[:, None], out=normed)
+        return normed
 
     def _feed_forward(self, layer: Layer, x: FloatArray) -> FloatArray:
         """SwiGLU: (S, hidden) to (S, hidden), in the buffer that `x` came in."""

@@ -45,8 +45,8 @@ class Case:
 
     name: str
     sizes: Sizes = Sizes()
-    options: Callable[[Generator, Sizes], Options] = lambda rng, n: {}
-    arrays: Callable[[Generator, Sizes, Arrays], Arrays] = lambda rng, n, qkv: qkv
+    options: Callable[..., Options] = lambda rng, n: {}
+    arrays: Callable[..., tuple[np.ndarray, ...]] = lambda rng, n, qkv: qkv
 
     def problem(self, dtype: str) -> Problem:
         """Draw the arrays, always the same ones, rounded to `dtype`."""

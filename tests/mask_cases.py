@@ -10,7 +10,7 @@ import numpy as np
 from .cases import Case, Options, Sizes, as_mask, twice
 
 
-def _mask(transform: Callable[[np.random.Generator, Sizes], np.ndarray], kind: type = np.float32) -> Any:
+def _mask(transform: Callable[..., np.ndarray], kind: type = np.float32) -> Any:
     def draw(rng: np.random.Generator, n: Sizes) -> Options:
         return {"mask": as_mask(rng, transform(rng, n), kind)}
 

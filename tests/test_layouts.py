@@ -27,9 +27,10 @@ def test_inputs(layout: str, which: int, engine: Engine) -> None:
     dtype = DTYPES[which]
     for case in CASES:
         problem, expected = solved(case, dtype, engine.accumulation)
-        arrays = [problem.q, problem.k, problem.v]
-        arrays[which] = relaid(arrays[which], layout)
-        engine.check(Problem(*arrays, problem.options), expected, num_threads=1)
+        q, k, v = (
+            relaid(x, layout) if i == which else x for i, x in enumerate((problem.q, problem.k, problem.v))
+        )
+        engine.check(Problem(q, k, v, problem.options), expected, num_threads=1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

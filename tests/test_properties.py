@@ -45,7 +45,8 @@ def _problem(n: Sizes, seed: int, **opts: Any) -> Problem:
         (n.batch, n.kv_heads, n.k_len, n.head_dim),
         (n.batch, n.kv_heads, n.k_len, n.v_dim),
     )
-    return Problem(*(rng.standard_normal(shape).astype(np.float32) for shape in shapes), opts)
+    q, k, v = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    return Problem(q, k, v, opts)
 
 
 def _float_mask(n: Sizes, seed: int) -> np.ndarray:

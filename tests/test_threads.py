@@ -20,7 +20,9 @@ from .conftest import Engine, check
 PREFILL = Case("threads, prefill", Sizes(2, 4, 2, 180, 400, 64, 64), options(causal=True))
 SPLIT = Case("threads, split prefill", Sizes(1, 1, 1, 40, 2500, 64, 64), options(causal=True))
 DECODE = Case("threads, decode", Sizes(2, 8, 2, 1, 3000, 64, 64), options(kv_lengths=(2500, 3000)))
-CASES = (PREFILL, SPLIT, DECODE)
+# The first visible key moves with the query: tiles of keys must not begin where a thread's rows happen to.
+WINDOW = Case("threads, window", Sizes(2, 4, 4, 700, 700, 64, 64), options(window=(150, 3)))
+CASES = (PREFILL, SPLIT, DECODE, WINDOW)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -52,7 +52,8 @@ def _expected(q: np.ndarray, k: np.ndarray, v: np.ndarray, *rest: Any) -> Expect
     parts = []
     for b in range(len(cu_q) - 1):
         rows, keys = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
-        one = Problem(*(x.swapaxes(0, 1)[None] for x in (q[rows], k[keys], v[keys])), opts)
+        one_q, one_k, one_v = (x.swapaxes(0, 1)[None] for x in (q[rows], k[keys], v[keys]))
+        one = Problem(one_q, one_k, one_v, opts)
         out, lse = standard.attention(one.q, one.k, one.v, **opts)
         parts.append((out, lse, *tolerances(one, out, lse, storage, accumulation)))
     out, lse, out_tolerance, lse_tolerance = (np.concatenate(x, axis=2)[0] for x in zip(*parts, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +13,10 @@ import pytest
 import fastattention
 from fastattention import cli
 from fastattention.bench import results
+
+needs_extra = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("rich", "matplotlib")), reason="needs the extra bench"
+)
 
 FAST = ["--quick", "--filter", "decode 1t", "--peers", "none"]
 
@@ -48,10 +53,12 @@ def test_config(capsys: pytest.CaptureFixture[str]) -> None:
         (["dance"], "dance"),
         (["bench", "--threads", "0"], "1 or more"),
         (["bench", "--threads", "x"], "1 or more"),
-        (["bench", "--threads", "100000"], "this process may use"),
-        (["bench", "--isa", "avx1024"], "avx1024"),
+        pytest.param(["bench", "--threads", "100000"], "this process may use", marks=needs_extra),
+        pytest.param(["bench", "--isa", "avx1024"], "avx1024", marks=needs_extra),
         (["bench", "--peers", "abacus"], "abacus"),
-        (["bench", "--filter", "nonsense"], "no row of the default set matches 'nonsense'"),
+        pytest.param(
+            ["bench", "--filter", "nonsense"], "no row of the default set matches", marks=needs_extra
+        ),
         (["bench", "--quick", "--full"], "not allowed with"),
     ],
 )
@@ -62,6 +69,7 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
     assert captured.out == ""
 
 
+@needs_extra
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", "--list", "--filter", "decode float32", "--threads", "1") == 0
     names = capsys.readouterr().out.split()
@@ -69,6 +77,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name.startswith("decode/float32/") for name in names)
 
 
+@needs_extra
 def test_bench_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.json"
     isa = fastattention.get_isa()
@@ -84,6 +93,7 @@ def test_bench_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert fastattention.get_isa() == isa  # --isa holds for the run only
 
 
+@needs_extra
 def test_wrong_output_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,8 +160,6 @@ class FakePeer:
     def variants(self, case: Case, data: Data) -> list[Callable[[], peers.Variant]]:
         def maker(number: int) -> Callable[[], peers.Variant]:
             def make() -> peers.Variant:
-                if number == 9:
-                    raise peers.UnsupportedError("never")
                 out: list[np.ndarray] = []
 
                 def call() -> None:
@@ -182,6 +180,10 @@ def slow(case: Case, data: Data) -> np.ndarray:
 
 def wrong(case: Case, data: Data) -> np.ndarray:
     return 2 * right(case, data)
+
+
+def not_a_number(case: Case, data: Data) -> np.ndarray:
+    return np.nan * right(case, data)
 
 
 def raising(case: Case, data: Data) -> np.ndarray:
@@ -206,8 +208,9 @@ def test_fastest_right_way_is_timed() -> None:
     assert peer.calls[1] == 1  # checked once, never timed
 
 
-def test_wrong_peer_is_reported_not_timed() -> None:
-    result, peer = measured(wrong, unsupported)
+@pytest.mark.parametrize("bad", [wrong, not_a_number])
+def test_wrong_peer_is_reported_not_timed(bad: Callable[[Case, Data], np.ndarray]) -> None:
+    result, peer = measured(bad, unsupported)
     assert result.status == "failed"
     assert "way 0: error" in result.detail
     assert "no grouped heads" in result.detail

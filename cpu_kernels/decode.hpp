@@ -17,11 +17,11 @@ namespace {
 // from K to V. Asking much earlier measured slower, as did asking for four rows at once rather than line by
 // line in the order of use.
 constexpr int64_t AHEAD_BYTES = 1024;
-constexpr int64_t LINE = 64;                              // bytes of a cache line
-constexpr int DECODE_ROWS = 8;                            // at most; more rows fill the lanes of prefill
-constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;       // rows that share a loaded vector
+constexpr int64_t LINE = 64;  // bytes of a cache line
+constexpr int DECODE_ROWS = 8;  // at most; more rows fill the lanes of prefill
+constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;  // rows that share a loaded vector
 constexpr int COLUMN_GROUP =
-    DECODE_ACC >= 16 ? 8 : 4;    // vectors of output columns in registers, for few rows
+    DECODE_ACC >= 16 ? 8 : 4;  // vectors of output columns in registers, for few rows
 
 template <class T>
 inline int64_t rows_ahead(int64_t dim, int64_t query_rows) {
@@ -146,11 +146,11 @@ inline void modify_row(const fa_problem &p, const Sequence &seq, const RowState 
   const int64_t padded = round_up(keys, W);
   for (int64_t j = keys; j < padded; ++j) s[j] = -INFINITY;
   if (p.softcap > 0) {
-    const F cap = set1(p.softcap * LOG2E);
+    const F cap = set1(p.softcap);
     for (int64_t j = 0; j < keys; j += W) store(s + j, mul(tanh(load(s + j)), cap));
   }
   if (p.alibi_slopes) {
-    const float slope = slope_of(p, seq, row.where.head) * LOG2E;
+    const float slope = slope_of(p, seq, row.where.head);
     const int64_t distance = key - (seq.q_offset + row.where.query);
     for (int64_t j = 0; j < keys; ++j) s[j] += slope * static_cast<float>(distance + j);
   }
@@ -172,13 +172,13 @@ inline float weigh_row(RowState &row, int64_t keys, float *s) {
   const float highest = reduce_max(top);
   float factor = 1.0f;
   if (highest > (row.m == -INFINITY ? row.m : row.m + LAZY)) {
-    factor = row.m == -INFINITY ? 1.0f : static_cast<float>(std::exp2(static_cast<double>(row.m - highest)));
+    factor = row.m == -INFINITY ? 1.0f : static_cast<float>(std::exp(static_cast<double>(row.m) - highest));
     row.m = highest;
   }
   const F reference = set1(row.m == -INFINITY ? 0.0f : row.m);
   F sum = zero();
   for (int64_t j = 0; j < keys; j += W) {
-    const F weight = exp2(sub(load(s + j), reference));
+    const F weight = exp2(mul(sub(load(s + j), reference), set1(LOG2E)));
     sum = add(sum, weight);
     store(s + j, weight);
   }
@@ -254,7 +254,7 @@ inline void decode(const fa_problem &p, const Sequence &seq, const Item &item, c
     float *const row = space.output + r * space.output_stride;
     const Finish finish = finish_state(p, item, state[r].where.head, state[r].m, state[r].l);
     for (int64_t c = 0; c < p.v_dim; ++c) row[c] = finish.empty ? 0.0f : row[c] * finish.factor;
-    write_row(p, seq, item, r, row, finish.lse2);
+    write_row(p, seq, item, r, row, finish.lse);
   }
   restore_denormals(denormals);
 }

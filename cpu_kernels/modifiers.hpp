@@ -1,6 +1,9 @@
 // What happens to a tile of scores between the product and the softmax, only where a problem asks for it:
-// softcap, ALiBi, masks, visibility. Scores are in units of log2(e), queries in the lanes: s[key][lane].
-// Mirrors reference/standard.py (order of the terms) and reference/visibility.py.
+// softcap, ALiBi, masks, visibility. Queries stand in the lanes: s[key][lane].
+//
+// Plain scores are in units of log2(e), so that the exponential is a power of 2 at once. Scores that are
+// modified stay natural, as the terms are: a mask entry of the lowest float32, times log2(e), would be -inf
+// and hide its key. Mirrors reference/standard.py (order of the terms) and reference/visibility.py.
 #pragma once
 #include "rows.hpp"
 
@@ -28,10 +31,10 @@ inline int64_t mask_offset(const fa_problem &p, const Sequence &seq, Row row) {
   return seq.batch * p.mask_strides[0] + row.head * p.mask_strides[1] + row.query * p.mask_strides[2];
 }
 
-// Both kinds of mask as an additive term in units of log2(e): a boolean becomes 0 or -inf.
+// Both kinds of mask as an additive term: a boolean becomes 0 or -inf.
 inline float mask_value(const fa_problem &p, int64_t element) {
   if (p.mask_kind == FA_MASK_BOOL) return static_cast<const uint8_t *>(p.mask)[element] ? 0.0f : -INFINITY;
-  return static_cast<const float *>(p.mask)[element] * LOG2E;
+  return static_cast<const float *>(p.mask)[element];
 }
 
 // n <= W mask values of consecutive keys.
@@ -48,8 +51,8 @@ inline F mask_values(const fa_problem &p, int64_t element, int64_t n) {
     return load(values);
   }
   const float *mask = static_cast<const float *>(p.mask) + element;
-  if (n == W && step == 1) return mul(load(mask), set1(LOG2E));
-  for (int64_t i = 0; i < n; ++i) values[i] = mask[i * step] * LOG2E;
+  if (n == W && step == 1) return load(mask);
+  for (int64_t i = 0; i < n; ++i) values[i] = mask[i * step];
   return load(values);
 }
 

@@ -20,6 +20,7 @@ inline void transpose_in(const float *staging, int64_t stride, int64_t dim, floa
 inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item &item, int64_t row_begin,
                             SubBlock &block, PrefillSpace &space, int64_t *positions, float *slopes) {
   const int64_t lanes = block.nv * W, stride = round_up(p.head_dim, W);
+  const float factor = query_factor(p) * (is_modified(p) ? 1.0f : LOG2E);
   block.min_first = item.key_end;
   block.min_last = item.key_end;
   block.max_first = block.max_last = -1;
@@ -39,9 +40,9 @@ inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item
       block.max_first = maximum(block.max_first, seen.first);
       block.min_last = minimum(block.min_last, seen.last);
       positions[lane] = seq.q_offset + row.query;
-      slopes[lane] = slope_of(p, seq, row.head) * LOG2E;
+      slopes[lane] = slope_of(p, seq, row.head);
       space.mask_rows[lane] = p.mask_kind == FA_MASK_NONE ? 0 : mask_offset(p, seq, row);
-      if (lane < block.rows) load_query(p, seq, row, space.staging + i * stride, query_factor(p));
+      if (lane < block.rows) load_query(p, seq, row, space.staging + i * stride, factor);
     }
     transpose_in(space.staging, stride, p.head_dim, block.qt + n * W, lanes);
     store(block.neg_m + n * W, zero());
@@ -54,6 +55,7 @@ inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item
 inline void end_sub_block(const fa_problem &p, const Sequence &seq, const Item &item, int64_t row_begin,
                           const SubBlock &block, float *staging) {
   const int64_t lanes = block.nv * W, stride = round_up(p.v_dim, W);
+  const float unit = is_modified(p) ? 1.0f : static_cast<float>(LN2);  // of the maxima
   for (int n = 0; n < block.nv; ++n) {
     Finish ends[W];
     float factors[W];
@@ -62,8 +64,8 @@ inline void end_sub_block(const fa_problem &p, const Sequence &seq, const Item &
       const int64_t lane = n * W + i;
       ends[i] = {0, 0, true};
       if (i < rows)
-        ends[i] =
-            finish_state(p, item, row_of(p, item, row_begin + lane).head, -block.neg_m[lane], block.l[lane]);
+        ends[i] = finish_state(p, item, row_of(p, item, row_begin + lane).head, -block.neg_m[lane] * unit,
+                               block.l[lane]);
       factors[i] = ends[i].factor;
     }
     const F factor = load(factors);
@@ -77,7 +79,7 @@ inline void end_sub_block(const fa_problem &p, const Sequence &seq, const Item &
     for (int64_t i = 0; i < rows; ++i) {
       float *row = staging + i * stride;
       if (ends[i].empty) std::memset(row, 0, static_cast<size_t>(p.v_dim) * sizeof(float));
-      write_row(p, seq, item, row_begin + n * W + i, row, ends[i].lse2);
+      write_row(p, seq, item, row_begin + n * W + i, row, ends[i].lse);
     }
   }
 }
@@ -169,8 +171,7 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
     space.mask_rows = mask_rows + lane;
     begin_sub_block(p, seq, item, row, block, space, positions + lane, slopes + lane);
     const bool has_mask = p.mask_kind != FA_MASK_NONE;
-    modifiers[count] = {p.softcap > 0 || p.alibi_slopes || has_mask, p.softcap,
-                        p.alibi_slopes ? slopes + lane : nullptr, positions + lane,
+    modifiers[count] = {is_modified(p), p.softcap, p.alibi_slopes ? slopes + lane : nullptr, positions + lane,
                         has_mask ? mask_rows + lane : nullptr};
     begin = minimum(begin, block.min_first);
     end = maximum(end, block.max_last + 1);

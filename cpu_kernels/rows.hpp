@@ -80,10 +80,12 @@ inline float slope_of(const fa_problem &p, const Sequence &seq, int64_t head) {
   return p.alibi_slopes ? p.alibi_slopes[seq.batch * p.alibi_batch_stride + head] : 0.0f;
 }
 
-// What multiplies q: the scale and log2(e), since exponentials are taken to base 2; with a softcap c, scale /
-// c.
-inline float query_factor(const fa_problem &p) {
-  return p.softcap > 0 ? p.scale / p.softcap : p.scale * LOG2E;
+// What multiplies q to give natural scores (with a softcap, what its tanh is taken of).
+inline float query_factor(const fa_problem &p) { return p.softcap > 0 ? p.scale / p.softcap : p.scale; }
+
+// Whether something other than visibility changes the scores between the product and the softmax.
+inline bool is_modified(const fa_problem &p) {
+  return p.softcap > 0 || p.alibi_slopes || p.mask_kind != FA_MASK_NONE;
 }
 
 }  // namespace

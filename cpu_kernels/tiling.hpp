@@ -1,20 +1,21 @@
 // Attention of many query rows, tile by tile (mirrors reference/tiling.py, the order of FlashAttention-2).
 //
-// Queries stand in the lanes. A sub-block of NV vectors of queries keeps Q^T (head_dim x rows) and O^T (v_dim x
-// rows); a register tile computes KR rows of S^T = K Q^T, or of O^T += V^T P^T, from broadcast scalars of K or V.
-// So K needs no transposing, the softmax needs no sum or maximum across lanes, and head_dim can be any number.
+// Queries stand in the lanes. A sub-block of NV vectors of queries keeps Q^T (head_dim x rows) and O^T (v_dim
+// x rows); a register tile computes KR rows of S^T = K Q^T, or of O^T += V^T P^T, from broadcast scalars of K
+// or V. So K needs no transposing, the softmax needs no sum or maximum across lanes, and head_dim can be any
+// number.
 //
-// Bytes, for AVX-512 at head_dim 128: Q^T and O^T of a sub-block 24 KiB each, scores of a tile of 128 keys 24 KiB.
-// The score product streams Q^T, the output product the scores, from L1 (48 KiB); the tile's keys and values (64 KiB
-// each) and the sub-blocks of an item stay in L2.
+// Bytes, for AVX-512 at head_dim 128: Q^T and O^T of a sub-block 24 KiB each, scores of a tile of 128 keys 24
+// KiB. The score product streams Q^T, the output product the scores, from L1 (48 KiB); the tile's keys and
+// values (64 KiB each) and the sub-blocks of an item stay in L2.
 #pragma once
 #include "modifiers.hpp"
 
 namespace FA_NAMESPACE {
 namespace {
 
-// The accumulator is rescaled only when a row's maximum grew by more than this (log2), so that weights stay
-// below 2^8: exact in float32, and after the first few tiles almost never needed.
+// The accumulator is rescaled only when a row's maximum grew by more than this, in whichever units the scores
+// are, so that weights stay below e^8: exact in float32, and after the first few tiles almost never needed.
 constexpr float LAZY = 8.0f;
 
 struct SubBlock {
@@ -168,9 +169,9 @@ void output_tile(const SubBlock &block, Panels v, int64_t keys, int64_t v_dim, c
 }
 
 struct Modifiers {
-  bool any;  // softcap, ALiBi or a mask: scores are changed before the reference maximum is subtracted
+  bool any;  // softcap, ALiBi or a mask: then scores and maxima are natural, else in units of log2(e)
   float softcap;
-  const float *slopes;  // per lane, times log2(e); NULL without ALiBi
+  const float *slopes;  // per lane; NULL without ALiBi
   const int64_t *positions;  // per lane
   const int64_t *mask_rows;  // per lane; NULL without a mask
 };
@@ -181,7 +182,7 @@ template <int NV>
 void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, bool full, int64_t key,
                  int64_t keys, float *s, float *top) {
   if (mod.softcap > 0) {
-    const F cap = set1(mod.softcap * LOG2E);
+    const F cap = set1(mod.softcap);
     for (int64_t i = 0; i < keys * NV; ++i) store(s + i * W, mul(tanh(load(s + i * W)), cap));
   }
   if (mod.slopes) {
@@ -212,13 +213,15 @@ void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
   }
 }
 
-// s becomes 2^(s + shift), without `shift` 2^s; l collects the sums.
+// s becomes 2^((s + shift) unit), without `shift` 2^s; l collects the sums.
 template <int NV>
-void weights_tile(const SubBlock &block, const float *shift, int64_t keys, float *s) {
+void weights_tile(const SubBlock &block, const float *shift, float unit, int64_t keys, float *s) {
   if (shift)
     for (int64_t j = 0; j < keys; ++j)
-      for (int n = 0; n < NV; ++n)
-        store(s + (j * NV + n) * W, add(load(s + (j * NV + n) * W), load(shift + n * W)));
+      for (int n = 0; n < NV; ++n) {
+        float *at = s + (j * NV + n) * W;
+        store(at, mul(add(load(at), load(shift + n * W)), set1(unit)));
+      }
   F sum[NV];
   for (int n = 0; n < NV; ++n) sum[n] = load(block.l + n * W);
   for (int64_t j = 0; j < keys; ++j)
@@ -234,25 +237,30 @@ void weights_tile(const SubBlock &block, const float *shift, int64_t keys, float
 enum class Growth { NONE, SOME, FAR };
 
 // Where a row's maximum grew by more than LAZY (or its first key came), move the row to its new maximum.
-// `top` is relative to the old one; shift receives -growth. FAR: by so much that scores taken relative to the
-// old maximum have lost the digits they need.
+// `top` is relative to the old one, unless `natural`; shift receives what the reference moved by, negated.
+// FAR: so far that scores taken relative to the old maximum have lost the digits they need.
 template <int NV>
-Growth rescale(const SubBlock &block, int64_t v_dim, const float *top, float *shift) {
+Growth rescale(const SubBlock &block, int64_t v_dim, bool natural, const float *top, float *shift) {
+  F growth[NV];
   bool grew = false, far = false;
-  for (int n = 0; n < NV; ++n) grew |= any_gt(load(top + n * W), load(block.limit + n * W));
+  for (int n = 0; n < NV; ++n) {
+    const F t = load(top + n * W);
+    growth[n] = natural ? add(t, load(block.neg_m + n * W)) : t;
+    grew |= any_gt(growth[n], load(block.limit + n * W));
+  }
   if (!grew) return Growth::NONE;
   F factor[NV];
   for (int n = 0; n < NV; ++n) {
     const F t = load(top + n * W), limit = load(block.limit + n * W), old = load(block.neg_m + n * W);
-    const F moved = sub(old, select_gt(t, limit, t, zero()));
+    const F moved = select_gt(growth[n], limit, natural ? sub(zero(), t) : sub(old, t), old);
     const F change = sub(moved, old);  // what was really taken off, after rounding
     // A row without keys so far has l = 0 and O = 0, which any finite factor leaves alone; 2^change may be
     // infinite.
-    factor[n] = select_gt(limit, zero(), exp2(change), set1(1.0f));
-    far |= any_gt(select_gt(limit, zero(), t, zero()), set1(64.0f));
+    factor[n] = select_gt(limit, zero(), exp2(natural ? mul(change, set1(LOG2E)) : change), set1(1.0f));
+    far |= any_gt(select_gt(limit, zero(), growth[n], zero()), set1(64.0f));
     store(shift + n * W, change);
     store(block.neg_m + n * W, moved);
-    store(block.limit + n * W, select_gt(t, limit, set1(LAZY), limit));
+    store(block.limit + n * W, select_gt(growth[n], limit, set1(LAZY), limit));
     store(block.l + n * W, mul(load(block.l + n * W), factor[n]));
   }
   for (int64_t c = 0; c < v_dim; ++c)
@@ -265,26 +273,29 @@ template <int NV>
 void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Rows k, Panels v,
                  int64_t key, int64_t keys, float *s, Ahead &ahead) {
   alignas(64) float top[NV * W], shift[NV * W], nothing[NV * W];
-  for (int n = 0; n < NV; ++n) {
-    store(top + n * W, set1(-INFINITY));
-    store(nothing + n * W, zero());
-  }
+  const auto reset_top = [&] {
+    for (int n = 0; n < NV; ++n) store(top + n * W, set1(-INFINITY));
+  };
   const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
-  // Plain scores are computed relative to the reference maximum at once, which saves a subtraction each.
-  score_tile<NV>(block, k, keys, p.head_dim, mod.any ? nothing : block.neg_m, s, top, ahead);
-  if (mod.any || !full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
   if (mod.any) {
-    for (int n = 0; n < NV; ++n) store(top + n * W, add(load(top + n * W), load(block.neg_m + n * W)));
-    rescale<NV>(block, p.v_dim, top, shift);
-    weights_tile<NV>(block, block.neg_m, keys, s);
+    reset_top();
+    for (int n = 0; n < NV; ++n) store(nothing + n * W, zero());
+    score_tile<NV>(block, k, keys, p.head_dim, nothing, s, top, ahead);
+    modify_tile<NV>(p, block, mod, full, key, keys, s, top);
+    rescale<NV>(block, p.v_dim, true, top, shift);
+    weights_tile<NV>(block, block.neg_m, LOG2E, keys, s);
   } else {
-    Growth growth = rescale<NV>(block, p.v_dim, top, shift);
-    if (growth == Growth::FAR) {
+    // Plain scores are computed relative to the reference maximum at once, which saves a subtraction each.
+    // Where that loses digits, once in a while, they are computed again (twice, should the first new
+    // reference be rounded too).
+    Growth growth = Growth::FAR;
+    for (int attempt = 0; attempt < 3 && growth == Growth::FAR; ++attempt) {
+      reset_top();
       score_tile<NV>(block, k, keys, p.head_dim, block.neg_m, s, top, ahead);
       if (!full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
-      growth = Growth::NONE;
+      growth = rescale<NV>(block, p.v_dim, false, top, shift);
     }
-    weights_tile<NV>(block, growth == Growth::NONE ? nullptr : shift, keys, s);
+    weights_tile<NV>(block, growth == Growth::NONE ? nullptr : shift, 1.0f, keys, s);
   }
   output_tile<NV>(block, v, keys, p.v_dim, s);
 }

@@ -3,11 +3,10 @@
 Run ``python -m fastattention.bench.llama_cpp greedy`` or ``... time``; both need the extra ``models`` and the
 package ``llama-cpp-python``. Results are JSON.
 
-Two things differ by design and show up in the figures. llama.cpp multiplies the 4-bit weights of the file by
-activations that it rounds to 8 bits, where this library expands the weights once and computes in float32; so
-logits differ by about one hundredth of their spread, and near ties go either way. And with the same weights
-written out in float32 (`compare_greedy` can do that to a temporary file) that rounding is gone, and what is
-left is the order of additions.
+The two compute differently by design. llama.cpp multiplies the 4-bit weights of the file by activations that
+it rounds to 8 bits; this library expands the weights once and computes in float32. So logits differ visibly,
+and where the two likeliest tokens are close, either may win. `compare_greedy` can also give llama.cpp the
+same weights written out in float32: then that rounding is gone, and what is left is the order of additions.
 """
 
 from __future__ import annotations

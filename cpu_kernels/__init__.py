@@ -6,12 +6,25 @@ people call. Kernel authors who measure one call with no validation around it fi
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from ._native import ffi, lib
+# Between two parallel regions libgomp's threads spin by default, for milliseconds. So do those of NumPy's
+# BLAS; a program that uses both in turn on all cores then has them drive each other off, and ran twenty
+# times slower than with threads that sleep. libgomp reads its environment once, when it is loaded, so asking
+# for sleep leaves no trace; a choice of the user's stands.
+_WAITING = "OMP_WAIT_POLICY"
+_ask = not {_WAITING, "GOMP_SPINCOUNT"} & os.environ.keys()
+if _ask:
+    os.environ[_WAITING] = "passive"
+try:
+    from ._native import ffi, lib
+finally:
+    if _ask:
+        del os.environ[_WAITING]
 
 __all__ = ["ISAS", "attention", "available_isas", "cache_bytes", "compiler", "max_threads"]
 

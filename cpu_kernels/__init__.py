@@ -1,7 +1,7 @@
 """The CPU kernels as Python sees them: NumPy arrays in, NumPy arrays filled.
 
-A thin binding of ``fastattention.h``. It checks nothing: `fastattention.attention` validates, and is what people
-call. Kernel authors who measure one call with no validation around it find it here.
+A thin binding of ``fastattention.h``. It checks nothing: `fastattention.attention` validates, and is what
+people call. Kernel authors who measure one call with no validation around it find it here.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def attention(
     ----------
     q, k, v : ndarray
         (B, Hq, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv); or, with `cu_seqlens_q` and `cu_seqlens_k`, packed
-        (Tq, Hq, D), (Tk, Hkv, D), (Tk, Hkv, Dv). float32, float16 or bfloat16; k and v share one dtype, which may
-        differ from q's. Last axis contiguous, other strides free.
+        (Tq, Hq, D), (Tk, Hkv, D), (Tk, Hkv, Dv). float32, float16 or bfloat16; k and v share one dtype,
+        which may differ from q's. Last axis contiguous, other strides free.
     out : ndarray
         (B, Hq, Sq, Dv) or (Tq, Hq, Dv), of q's dtype. Must not overlap the inputs.
     lse : ndarray, optional

@@ -37,22 +37,15 @@ inline float mask_value(const fa_problem &p, int64_t element) {
   return static_cast<const float *>(p.mask)[element];
 }
 
-// n <= W mask values of consecutive keys.
+// n <= W mask values of consecutive keys; zeros behind them.
 inline F mask_values(const fa_problem &p, int64_t element, int64_t n) {
-  float values[W] = {};
   const int64_t step = p.mask_strides[3];
-  if (p.mask_kind == FA_MASK_BOOL) {
-    const uint8_t *mask = static_cast<const uint8_t *>(p.mask) + element;
-    if (n == W && step == 1) {
-      for (int i = 0; i < W; ++i) values[i] = mask[i] ? 0.0f : -INFINITY;
-    } else {
-      for (int64_t i = 0; i < n; ++i) values[i] = mask[i * step] ? 0.0f : -INFINITY;
-    }
-    return load(values);
+  if (n == W && step == 1) {
+    return p.mask_kind == FA_MASK_BOOL ? load_allowed(static_cast<const uint8_t *>(p.mask) + element)
+                                       : load(static_cast<const float *>(p.mask) + element);
   }
-  const float *mask = static_cast<const float *>(p.mask) + element;
-  if (n == W && step == 1) return load(mask);
-  for (int64_t i = 0; i < n; ++i) values[i] = mask[i * step];
+  float values[W] = {};
+  for (int64_t i = 0; i < n; ++i) values[i] = mask_value(p, element + i * step);
   return load(values);
 }
 

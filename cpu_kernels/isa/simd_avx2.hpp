@@ -50,6 +50,12 @@ inline F hide(F s, int32_t j, const int32_t *first, const int32_t *last) {
   return _mm256_blendv_ps(s, set1(-INFINITY), _mm256_castsi256_ps(_mm256_or_si256(early, late)));
 }
 
+inline F load_allowed(const uint8_t *p) {
+  const __m256i words = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+  const __m256i hidden = _mm256_cmpeq_epi32(words, _mm256_setzero_si256());
+  return _mm256_and_ps(_mm256_castsi256_ps(hidden), set1(-INFINITY));
+}
+
 inline F exp2(F x) {
   // Below 2^-126 the result is 0 (also for -inf); the clamp keeps the integer part in range. A NaN passes
   // through, because max and min return their second operand when one is NaN.

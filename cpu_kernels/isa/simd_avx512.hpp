@@ -45,6 +45,12 @@ inline F hide(F s, int32_t j, const int32_t *first, const int32_t *last) {
   return _mm512_mask_blend_ps(seen, set1(-INFINITY), s);
 }
 
+// W booleans as an additive mask: 0 where true, -inf where false.
+inline F load_allowed(const uint8_t *p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+  return _mm512_mask_blend_ps(_mm_test_epi8_mask(bytes, bytes), set1(-INFINITY), zero());
+}
+
 inline F exp2(F x) {
   const F f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   F p = set1(EXP2_C5);

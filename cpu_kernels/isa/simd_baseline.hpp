@@ -61,6 +61,10 @@ inline F hide(F s, int32_t j, const int32_t *first, const int32_t *last) {
   return select((a <= key) & (key <= b), s, set1(-INFINITY));
 }
 
+inline F load_allowed(const uint8_t *p) {
+  return select(I{p[0], p[1], p[2], p[3]} == I{0, 0, 0, 0}, set1(-INFINITY), zero());
+}
+
 inline F exp2(F x) {
   const F clamped = min(set1(127.0f), max(set1(-126.0f), x));
   const I truncated = __builtin_convertvector(clamped, I);

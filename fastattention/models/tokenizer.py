@@ -23,6 +23,7 @@ _LLAMA3 = "Llama 3"
 #: Names of ``tokenizer.ggml.pre`` and the rule behind each, as llama.cpp (``llama-vocab.cpp``) reads them.
 #: The rule "digits, then GPT-2" sets every number character apart first and cuts the pieces between by
 #: GPT-2's pattern.
+#: All of them cut the test strings that llama.cpp keeps beside its sample vocabularies as llama.cpp does.
 PRE_TOKENIZERS = {
     "smollm": _DIGITS_THEN_GPT2,
     "starcoder": _DIGITS_THEN_GPT2,
@@ -121,9 +122,9 @@ class Tokenizer:
         eot = self._special(file, "tokenizer.ggml.eot_token_id")
         self.bos_text = "" if bos is None else self._texts[bos]
         self.eos_text = "" if eos is None else self._texts[eos]
-        self._bos = (
-            [bos] if bos is not None and file.scalar("tokenizer.ggml.add_bos_token", bool, False) else []
-        )
+        # Llama 3 files that do not say are meant to begin with it, as in llama.cpp.
+        begin = file.scalar("tokenizer.ggml.add_bos_token", bool, PRE_TOKENIZERS[pre] == _LLAMA3)
+        self._bos = [bos] if bos is not None and begin else []
         ends = {token for token in self._control if self._texts[token] in _TURN_ENDS}
         self.stop_tokens = frozenset(ends | {token for token in (eos, eot) if token is not None})
         template = file.get("tokenizer.chat_template")

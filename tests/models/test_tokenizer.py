@@ -104,6 +104,20 @@ def test_beginning_of_sequence(tmp_path: Path) -> None:
     assert tokenizer.encode("hello", start=False) == tokenizer.encode("hello")[1:]
 
 
+def test_llama_3_rule(tmp_path: Path) -> None:
+    # Numbers in groups of three, a sign taken along with the letters behind it, and a first token by default.
+    tokens = [*tiny_model.vocabulary(), "123", "-he"]
+    change: dict[str, Any] = {
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens) - 3),
+    }
+    tiny_model.write(tmp_path / "llama3.gguf", change=change)
+    tokenizer = Tokenizer(ModelFile(tmp_path / "llama3.gguf"))
+    # No merge makes "123" or "-he": they are found as whole pieces.
+    assert [tokens[token] for token in tokenizer.encode("1231-he")] == ["<|im_start|>", "123", "1", "-he"]
+
+
 def test_missing_bytes_are_named(tmp_path: Path) -> None:
     tokens = tiny_model.vocabulary()
     tokens[len(tiny_model.CONTROL) + 0x04] = "some other text"

@@ -41,7 +41,7 @@ class Variant:
     label : str
         Operator and options, for the report.
     call : callable
-        Runs it once, synchronously. This is what is timed.
+        Runs it once, synchronously. This is what is timed. It keeps alive whatever it reads and writes.
     result : callable
         Returns the output of the last call as (1, Hq, Sq, Dv), of any floating-point type. Not timed.
     """
@@ -84,9 +84,7 @@ def load(names: Iterable[str]) -> tuple[list[Peer], dict[str, str]]:
     return peers, absent
 
 
-def choose(
-    peer: Peer, case: Case, data: Data, expected: Expected
-) -> tuple[PeerResult, Callable[[], object] | None]:
+def choose(peer: Peer, case: Case, data: Data, expected: Expected) -> tuple[PeerResult, Variant | None]:
     """Check every way the peer has, and find the fastest right one.
 
     Parameters
@@ -101,7 +99,7 @@ def choose(
     -------
     result : PeerResult
         Without times. Never raises for what the library does: its errors are results too.
-    call : callable or None
+    way : Variant or None
         What to time, where the status is "ok".
     """
     right: list[tuple[float, Variant, float]] = []
@@ -133,7 +131,7 @@ def choose(
     if len(hopeful) > 1:  # by a second call: the first may have set something up
         hopeful.sort(key=lambda way: time_call(way[1].call, 0)[0])
     _, variant, deviation = hopeful[0]
-    return PeerResult("ok", variant.label, deviation), variant.call
+    return PeerResult("ok", variant.label, deviation), variant
 
 
 def one_line(problem: Exception) -> str:

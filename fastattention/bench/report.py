@@ -161,7 +161,7 @@ def _print_summary(run: Run, console: Console) -> None:
     if moved:
         say(
             f"The limits moved by more than {100 * _DRIFT:.0f} % during the run "
-            f"({', '.join(dict.fromkeys(moved))}): something else used the machine. Times and rates are of the "
-            "moment; percentages and ratios follow the machine, as far as their spread says.",
+            f"({', '.join(dict.fromkeys(moved))}): something else used the machine. Times and rates are "
+            "those of their moment; percentages and ratios follow the machine, as far as their spread says.",
             "yellow",
         )

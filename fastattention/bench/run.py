@@ -76,9 +76,9 @@ def measure_case(case: Case, run: results.Run, peers: list[peer_module.Peer], ef
             return
         found, calls = {}, {}
         for peer in peers:
-            found[peer.name], its_call = peer_module.choose(peer, case, data, expected)
-            if its_call:
-                calls[peer.name] = its_call
+            found[peer.name], way = peer_module.choose(peer, case, data, expected)
+            if way:
+                calls[peer.name] = way.call
         probe = choose_probe(case, data.kv, run.environment["isa"])
         seen = take_turns(
             probe.measure,

@@ -125,7 +125,7 @@ def choose(peer: Peer, case: Case, data: Data, expected: Expected) -> tuple[Peer
             continue
         right.append((first, variant, deviation))
     if not right:
-        return PeerResult("failed" if wrong else "unsupported", "; ".join(reasons)), None
+        return PeerResult("failed" if wrong else "unsupported", "; ".join(dict.fromkeys(reasons))), None
     quickest = min(first for first, _, _ in right)
     hopeful = [way for way in right if way[0] <= _HOPELESS * quickest]
     if len(hopeful) > 1:  # by a second call: the first may have set something up

@@ -20,8 +20,6 @@ constexpr int64_t AHEAD_BYTES = 1024;
 constexpr int64_t LINE = 64;  // bytes of a cache line
 constexpr int DECODE_ROWS = 8;  // at most; more rows fill the lanes of prefill
 constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;  // rows that share a loaded vector
-constexpr int COLUMN_GROUP =
-    DECODE_ACC >= 16 ? 8 : 4;  // vectors of output columns in registers, for few rows
 
 template <class T>
 inline int64_t rows_ahead(int64_t dim, int64_t query_rows) {
@@ -45,28 +43,72 @@ struct DecodeSpace {
   }
 };
 
-// s[r][0..3] = <q_r, k_j> for R rows and four keys.
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+// Calls visit(Constant<R>, first row) for groups of up to ROW_GROUP rows that share each loaded vector.
+template <class Visit>
+inline void each_row_group(int rows, Visit visit) {
+  int r = 0;
+  for (; r + ROW_GROUP <= rows; r += ROW_GROUP) visit(Constant<ROW_GROUP>{}, r);
+  static_assert(ROW_GROUP == 2 || ROW_GROUP == 4, "one case for each remainder");
+  if (rows - r == 1) visit(Constant<1>{}, r);
+  if constexpr (ROW_GROUP == 4) {
+    if (rows - r == 2) visit(Constant<2>{}, r);
+    if (rows - r == 3) visit(Constant<3>{}, r);
+  }
+}
+
+// Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
+template <class T>
+__attribute__((always_inline)) inline void fetch_line(const T *row, int64_t d, int64_t ahead) {
+  if (ahead && d % (LINE / sizeof(T)) == 0) __builtin_prefetch(row + d + ahead, 0, 2);
+}
+
+// acc[r][j] += <q_r, k_j> over whole vectors of head_dim, for R rows and four keys. One row is bound by
+// memory, so lines are touched in the order they lie; several rows by loads, so that each vector of q serves
+// four keys.
+template <int R, class T>
+inline int64_t four_dots(const float *q, int64_t q_stride, const T *k, int64_t stride, int64_t dim,
+                         F (&acc)[R][4], int64_t ahead) {
+  int64_t d = 0;
+  if constexpr (R == 1) {
+    for (int j = 0; j < 4; ++j)
+      for (d = 0; d + W <= dim; d += W) {
+        fetch_line(k + j * stride, d, ahead);
+        acc[0][j] = fma(load(q + d), load_kv(k + j * stride + d), acc[0][j]);
+      }
+  } else {
+    for (; d + W <= dim; d += W) {
+      F key[4];
+      for (int j = 0; j < 4; ++j) {
+        fetch_line(k + j * stride, d, ahead);
+        key[j] = load_kv(k + j * stride + d);
+      }
+      for (int r = 0; r < R; ++r) {
+        const F query = load(q + r * q_stride + d);
+        for (int j = 0; j < 4; ++j) acc[r][j] = fma(query, key[j], acc[r][j]);
+      }
+    }
+  }
+  return d;
+}
+
+// s[r][0..3] = <q_r, k_j>.
 template <int R, class T>
 inline void four_scores(const float *q, int64_t q_stride, const T *k, int64_t stride, int64_t dim, float *s,
                         int64_t s_stride, int64_t ahead) {
   F acc[R][4];
-  int64_t d = 0;
-  for (int j = 0; j < 4; ++j) {
-    for (int r = 0; r < R; ++r) acc[r][j] = zero();
-    for (d = 0; d + W <= dim; d += W) {
-      if (ahead) __builtin_prefetch(k + ahead + j * stride + d, 0, 2);
-      const F key = load_kv(k + j * stride + d);
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < 4; ++j) acc[r][j] = zero();
+  const int64_t d = four_dots<R>(q, q_stride, k, stride, dim, acc, ahead);
+  if (d < dim)
+    for (int j = 0; j < 4; ++j) {
+      const F key = load_kv(k + j * stride + d, static_cast<int>(dim - d));
       for (int r = 0; r < R; ++r) acc[r][j] = fma(load(q + r * q_stride + d), key, acc[r][j]);
     }
-  }
-  if (d < dim) {
-    F key[4];
-    for (int j = 0; j < 4; ++j) key[j] = load_kv(k + j * stride + d, static_cast<int>(dim - d));
-    for (int r = 0; r < R; ++r) {
-      const F query = load(q + r * q_stride + d);
-      for (int j = 0; j < 4; ++j) acc[r][j] = fma(query, key[j], acc[r][j]);
-    }
-  }
   for (int r = 0; r < R; ++r) reduce_add4(s + r * s_stride, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
 }
 
@@ -85,28 +127,27 @@ inline void score_group(const DecodeSpace &space, int64_t row, const T *k, int64
   const float *q = space.q + row * space.q_stride;
   float *s = space.scores + row * space.score_stride;
   int64_t j = 0;
-  for (; j + 4 <= keys; j += 4) {
+  for (; j + 4 <= keys; j += 4)
     four_scores<R>(q, space.q_stride, k + j * stride, stride, dim, s + j, space.score_stride, ahead);
-  }
   for (; j < keys; ++j)
     for (int r = 0; r < R; ++r)
       s[r * space.score_stride + j] = one_score(q + r * space.q_stride, k + j * stride, dim);
 }
 
-// O[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W), the last vector n elements wide.
+// O[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W); with !WHOLE, C is 1 and n elements wide.
 template <int R, int C, bool WHOLE, class T>
 inline void output_group(const float *weights, int64_t w_stride, const T *v, int64_t stride, int64_t keys,
                          float *out, int64_t out_stride, int n, int64_t ahead) {
-  constexpr int STEP = LINE / (W * sizeof(T)) > 1 ? LINE / (W * sizeof(T)) : 1;
   F acc[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * out_stride + c * W);
   for (int64_t j = 0; j < keys; ++j) {
-    if (ahead)
-      for (int c = 0; c < C; c += STEP) __builtin_prefetch(v + ahead + j * stride + c * W, 0, 2);
     F value[C];
-    for (int c = 0; c < C; ++c)
-      value[c] = WHOLE ? load_kv(v + j * stride + c * W) : load_kv(v + j * stride + c * W, n);
+    for (int c = 0; c < C; ++c) {
+      const T *at = v + j * stride + c * W;
+      if (c * W % (LINE / sizeof(T)) == 0) fetch_line(at, 0, ahead);
+      value[c] = WHOLE ? load_kv(at) : load_kv(at, n);
+    }
     for (int r = 0; r < R; ++r) {
       const F weight = set1(weights[r * w_stride + j]);
       for (int c = 0; c < C; ++c) acc[r][c] = fma(weight, value[c], acc[r][c]);
@@ -119,19 +160,22 @@ inline void output_group(const float *weights, int64_t w_stride, const T *v, int
 template <int R, class T>
 inline void output_rows(const DecodeSpace &space, int64_t row, const T *v, int64_t stride, int64_t keys,
                         int64_t dim, int64_t ahead) {
-  constexpr int C = R <= 2 ? COLUMN_GROUP : COLUMN_GROUP / 2;
   const float *weights = space.scores + row * space.score_stride;
   float *out = space.output + row * space.output_stride;
   int64_t c = 0;
-  for (; c + C * W <= dim; c += C * W)
-    output_group<R, C, true>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
-                             W, ahead);
-  for (; c + W <= dim; c += W)
-    output_group<R, 1, true>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
-                             W, ahead);
-  if (c < dim)
-    output_group<R, 1, false>(weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
-                              static_cast<int>(dim - c), ahead);
+  const auto columns = [&](auto count, auto whole) {
+    output_group<R, decltype(count)::value, decltype(whole)::value != 0>(
+        weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
+        static_cast<int>(dim - c), ahead);
+    c += decltype(count)::value * W;
+  };
+  if constexpr (R * 8 <= DECODE_ACC)
+    while (c + 8 * W <= dim) columns(Constant<8>{}, Constant<1>{});
+  if constexpr (R * 4 <= DECODE_ACC)
+    while (c + 4 * W <= dim) columns(Constant<4>{}, Constant<1>{});
+  while (c + 2 * W <= dim) columns(Constant<2>{}, Constant<1>{});
+  while (c + W <= dim) columns(Constant<1>{}, Constant<1>{});
+  if (c < dim) columns(Constant<1>{}, Constant<0>{});
 }
 
 // One row's scores become weights; returns by how much its accumulated output must be multiplied.
@@ -195,34 +239,23 @@ inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &it
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);
     const T *const kt = k + key * p.k_strides[2], *const vt = v + key * p.v_strides[2];
-    const bool more = key + keys < end;
-    const int64_t k_ahead = more ? rows_ahead<T>(p.head_dim, rows) * p.k_strides[2] : 0;
-    const int64_t v_ahead = more ? rows_ahead<T>(p.v_dim, rows) * p.v_strides[2] : 0;
-    int r = 0;
-    for (; r + ROW_GROUP <= rows; r += ROW_GROUP)
-      score_group<ROW_GROUP>(space, r, kt, p.k_strides[2], keys, p.head_dim, r == 0 ? k_ahead : 0);
-    if (ROW_GROUP > 2 && rows - r >= 2) {
-      score_group<2>(space, r, kt, p.k_strides[2], keys, p.head_dim, r == 0 ? k_ahead : 0);
-      r += 2;
-    }
-    for (; r < rows; ++r)
-      score_group<1>(space, r, kt, p.k_strides[2], keys, p.head_dim, r == 0 ? k_ahead : 0);
-
-    for (r = 0; r < rows; ++r) {
+    // Past the last tile this asks for the beginning of the next piece, or for a few lines in vain.
+    const int64_t k_ahead = rows_ahead<T>(p.head_dim, rows) * p.k_strides[2];
+    const int64_t v_ahead = rows_ahead<T>(p.v_dim, rows) * p.v_strides[2];
+    each_row_group(rows, [&](auto group, int r) {
+      score_group<decltype(group)::value>(space, r, kt, p.k_strides[2], keys, p.head_dim,
+                                          r == 0 ? k_ahead : 0);
+    });
+    for (int r = 0; r < rows; ++r) {
       float *const s = space.scores + r * space.score_stride;
       modify_row(p, seq, state[r], key, keys, s);
       const float factor = weigh_row(state[r], keys, s);
       if (factor != 1.0f)
         for (int64_t c = 0; c < space.output_stride; ++c) space.output[r * space.output_stride + c] *= factor;
     }
-
-    for (r = 0; r + ROW_GROUP <= rows; r += ROW_GROUP)
-      output_rows<ROW_GROUP>(space, r, vt, p.v_strides[2], keys, p.v_dim, r == 0 ? v_ahead : 0);
-    if (ROW_GROUP > 2 && rows - r >= 2) {
-      output_rows<2>(space, r, vt, p.v_strides[2], keys, p.v_dim, r == 0 ? v_ahead : 0);
-      r += 2;
-    }
-    for (; r < rows; ++r) output_rows<1>(space, r, vt, p.v_strides[2], keys, p.v_dim, r == 0 ? v_ahead : 0);
+    each_row_group(rows, [&](auto group, int r) {
+      output_rows<decltype(group)::value>(space, r, vt, p.v_strides[2], keys, p.v_dim, r == 0 ? v_ahead : 0);
+    });
   }
 }
 

@@ -167,6 +167,7 @@ def bars(run: Run) -> Figure:
         label = "_" if index else "target"  # the legend leaves out what begins so
         axes.vlines(goal, place - 0.45, place - 0.35 + height, color="#D55E00", linewidth=2.5, label=label)
     axes.set_yticks(range(len(run.rows)), [row.case.name for row in run.rows], fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.axvline(100, color=_BLACK, linewidth=0.8)
     axes.set_xlabel("percent of the measured limit (useful FLOPs or bytes of keys and values)")

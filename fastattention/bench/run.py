@@ -26,8 +26,8 @@ from .targets import target
 
 __all__ = ["run"]
 
-#: Seconds to wait after a peer on several threads. ONNX Runtime's workers, for one, spin for a while.
-_PAUSE = 0.02
+#: Seconds to wait after a peer on several threads: ONNX Runtime's workers spin for over 0.02 after a call.
+_PAUSE = 0.04
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ _EPILOG = """\
 examples:
   fastattention generate "Why is the sky blue?"
   fastattention generate --raw "The capital of France is" --max-tokens 16
-  fastattention generate --prompt-file article.txt --cache-dtype bfloat16
+  fastattention generate --prompt-file article.txt --cache-dtype float32
   git log -5 | fastattention generate --prompt-file - --temperature 0.7 --seed 1
 
 exit codes: 0 done, 2 bad input (nothing was generated), 130 interrupted"""
@@ -122,8 +122,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dtype",
         choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="what the KV cache stores; 16 bits halve its memory and its traffic (default: float32)",
+        default="float16",
+        help="what the KV cache stores; float32 doubles its memory and its traffic (default: float16)",
     )
     parser.add_argument(
         "--threads",

@@ -64,7 +64,11 @@ int64_t fa_cache_bytes(int level); /* 1, 2, 3; 0 where the system does not say *
 double fa_probe_fma_gflops(int isa, double seconds);       /* fp32 multiply-add, one thread */
 double fa_probe_bf16_dot_gflops(double seconds);           /* 0 where the machine has no such instruction */
 double fa_probe_int8_dot_gops(double seconds);             /* likewise */
-double fa_probe_read_gbps(const void *buffer, int64_t bytes, int num_threads, int repeats);
+/* Mean rate of `repeats` passes over the buffer in one of several ways, 0 <= way < FA_READ_WAYS: numbers of
+ * places read at once and distances of prefetching. 0 where there is no such way, or less than a unit to
+ * read for each thread. */
+enum { FA_READ_WAYS = 9 };
+double fa_probe_read_gbps(const void *buffer, int64_t bytes, int num_threads, int way, int repeats);
 
 #ifdef __cplusplus
 }

@@ -2,9 +2,8 @@
  *
  * Arithmetic probes run one instruction on independent accumulators held in registers: twice as many as the
  * usual latency (4 cycles) times two ports needs, so that only the ports limit. The time asked for is cut
- * into slices and the best slice counts after a warm-up, so that a neighbour's burst lowers no limit: a
- * percentage of the probe errs against the kernel. Figures count a multiply and an add as two operations, as
- * everywhere here.
+ * into slices to look at the clock; what is returned is the mean after a warm-up. Figures count a multiply
+ * and an add as two operations, as everywhere here.
  *
  * Instructions newer than the baseline sit in functions with a target attribute of their own and are called
  * only after the processor was asked.
@@ -194,7 +193,8 @@ __attribute__((target("avx512f,avx512vnni"))) void dot_int8(int64_t iterations) 
 
 /* A read touches each cache line by whole-vector loads in `Streams` places at once: hardware prefetchers
  * follow each place by itself, so several keep more lines in flight than one. `ahead` bytes further on a line
- * is prefetched by software (0: not). Which combination is best differs by machine, so all are tried. */
+ * is prefetched by software (0: not). Which combination is best differs by machine, so the caller tries them
+ * all, and then keeps to the best. */
 typedef uint64_t word2 __attribute__((vector_size(16), aligned(16)));
 constexpr int64_t kLine = 64;
 
@@ -216,6 +216,11 @@ void read_streams(const char *data, int64_t bytes, int64_t ahead) {
 }
 
 using Reader = void (*)(const char *data, int64_t bytes, int64_t ahead);
+
+constexpr Reader kReaders[] = {read_streams<1>, read_streams<4>, read_streams<8>};
+constexpr int64_t kDistances[] = {0, 512, 2048};
+constexpr int kReaderCount = sizeof kReaders / sizeof *kReaders;
+static_assert(FA_READ_WAYS == kReaderCount * (sizeof kDistances / sizeof *kDistances), "one way a pair");
 
 // One pass of the whole team over the buffer, in seconds.
 double read_once(Reader reader, const char *data, int64_t slice, int64_t ahead, int num_threads) {
@@ -270,23 +275,17 @@ extern "C" double fa_probe_int8_dot_gops(double seconds) {
   return 0;
 }
 
-extern "C" double fa_probe_read_gbps(const void *buffer, int64_t bytes, int num_threads, int repeats) {
-  static const Reader readers[] = {read_streams<1>, read_streams<4>, read_streams<8>};
-  static const int64_t distances[] = {0, 512, 2048};
+extern "C" double fa_probe_read_gbps(const void *buffer, int64_t bytes, int num_threads, int way,
+                                     int repeats) {
+  if (way < 0 || way >= FA_READ_WAYS || repeats < 1) return 0;
+  const Reader reader = kReaders[way % kReaderCount];
+  const int64_t ahead = kDistances[way / kReaderCount];
   const int64_t skip = int64_t(-reinterpret_cast<intptr_t>(buffer) & (kLine - 1));  // to the first whole line
   const char *data = static_cast<const char *>(buffer) + skip;
   const int64_t unit = 8 * kLine;  // every reader covers a slice of whole units to the last byte
   const int64_t slice = (bytes - skip) / num_threads / unit * unit;
   if (slice <= 0) return 0;
-  double best = 0;
-  for (Reader reader : readers) {
-    for (int64_t ahead : distances) {
-      for (int r = 0; r < repeats; ++r) {
-        const double seconds = read_once(reader, data, slice, ahead, num_threads);
-        const double rate = double(slice) * num_threads / seconds * 1e-9;
-        if (rate > best) best = rate;
-      }
-    }
-  }
-  return best;
+  double seconds = 0;
+  for (int r = 0; r < repeats; ++r) seconds += read_once(reader, data, slice, ahead, num_threads);
+  return double(slice) * num_threads * repeats / seconds * 1e-9;
 }

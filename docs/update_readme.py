@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +16,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-SCHEMA = 1  # of fastattention/bench/results.py
+SCHEMA = 2  # of fastattention/bench/results.py
 
 TITLES = {
     "prefill": "**Prefill**: as many queries as keys. Work counted: visible pairs only.",
     "decode": "**Decode**: one query a head, keys and values read once.",
 }
-PEERS = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 NOTHING = (
     "No measurement is committed yet. `make bench` writes one into `results/`, and "
     "`python docs/update_readme.py` fills this section from it."
@@ -88,8 +86,7 @@ def tables(run: dict[str, Any], *, shortest: int = 0) -> str:
 def _table(rows: list[dict[str, Any]]) -> str:
     peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
     unit = rows[0]["summary"]["unit"]
-    heads = ["type", "sees", "heads", "D", "keys", "threads", "ms", unit, "of limit"]
-    heads += [f"{PEERS.get(name, name)} takes" for name in peers]
+    heads = ["type", "sees", "heads", "D", "keys", "threads", "ms", unit, "of limit", "spread", *peers]
     lines = [heads, ["---", "---"] + ["--:"] * (len(heads) - 2)]
     for row in rows:
         case, summary = row["case"], row["summary"]
@@ -97,19 +94,19 @@ def _table(rows: list[dict[str, Any]]) -> str:
         cells = [case["dtype"], label(case), f"{case['q_heads']}{shared}"]
         cells += [str(case[name]) for name in ("head_dim", "k_len", "threads")]
         cells += [f"{summary['median_ms']:.3g}", f"{summary['rate']:.1f}"]
-        cells += [f"{summary['percent_of_limit']:.0f} %"]
+        spread = (summary["highest_percent"] - summary["lowest_percent"]) / 2
+        cells += [f"{summary['percent_of_limit']:.0f} %", f"±{spread:.0f} %"]
         lines.append(cells + [_peer(row, name) for name in peers])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _peer(row: dict[str, Any], name: str) -> str:
     result = row["peers"].get(name)
-    if result is None or result["status"] == "unsupported":
-        return "–"
+    if result is None:
+        return ""
     if result["status"] != "ok":
-        return str(result["status"])
-    ratio = statistics.median(result["timing"]["seconds"]) / statistics.median(row["ours"]["seconds"])
-    return f"{ratio:.2f}×"
+        return "wrong" if result["status"] == "failed" else "none"
+    return f"{row['summary']['peer_ratios'][name]:.2f}×"
 
 
 def section(run: dict[str, Any] | None) -> str:
@@ -117,9 +114,10 @@ def section(run: dict[str, Any] | None) -> str:
     if run is None:
         return NOTHING
     reading = (
-        "*Of limit*: in percent of what probes reached on the same cores just before and after the row: "
-        "arithmetic for prefill, reading the same keys and values for decode. *Takes*: the other library's "
-        "time over ours; more than 1 means that ours is faster."
+        "*Of limit*: in percent of what probes reached on the same cores just before and just after: "
+        "arithmetic for prefill, reading the same keys and values for decode; the median of the rounds. "
+        "*Spread*: half the way from the worst round to the best. A library's *2.00×*: it takes twice our "
+        "time in the same round."
     )
     return f"{machine(run)}\n\n{tables(run, shortest=4096)}\n\n{reading}"
 

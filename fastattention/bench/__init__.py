@@ -1,11 +1,12 @@
 """``fastattention bench``: how fast the kernels are, against this machine's limits and other libraries.
 
-One run holds everything its figures rest on. The machine's limits are measured by probes around every row.
-Outputs are checked against the reference before anything is timed. Other libraries, where installed, get the
-same arrays and the same cores, and are checked likewise.
+One run holds everything its figures rest on. The machine's limits are probed between rounds of calls. Outputs
+are checked against the reference before anything is timed. Other libraries, where installed, get the same
+arrays and the same cores, and are checked likewise.
 
 `cases` says what is measured and how useful work is counted, `limits` what a row is judged by, `measure` how
-a time is taken, `peers` how other libraries join, `targets` what the kernels are meant to reach.
+an output is checked, `rounds` in what order everybody is timed, `peers` how other libraries join, `targets`
+what the kernels are meant to reach.
 """
 
 from __future__ import annotations

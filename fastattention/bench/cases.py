@@ -200,7 +200,7 @@ def _prefill(
     head_dim: int,
     length: int,
     *,
-    kv_heads: int = 8,
+    heads: tuple[int, int] = (8, 8),
     visibility: str = "full",
     mask: str | None = None,
     threads: int = 1,
@@ -209,8 +209,8 @@ def _prefill(
     return Case(
         "prefill",
         dtype,
-        q_heads=8,
-        kv_heads=kv_heads,
+        q_heads=heads[0],
+        kv_heads=heads[1],
         q_len=length,
         k_len=length,
         head_dim=head_dim,
@@ -230,34 +230,35 @@ def all_cases(threads: int) -> Iterator[Case]:
     """Yield every case: the one-thread rows, then, if `threads` is more, the rows on that many threads."""
     for visibility in ("full", "causal"):
         for head_dim in (64, 128):
-            yield _prefill("float32", head_dim, 1024, visibility=visibility, level="full")
+            short = "default" if (visibility, head_dim) == ("causal", 128) else "full"
+            yield _prefill("float32", head_dim, 1024, visibility=visibility, level=short)
             quick = "quick" if head_dim == 128 else "default"
             yield _prefill("float32", head_dim, 4096, visibility=visibility, level=quick)
-    yield _prefill("float32", 64, 4096, visibility="window", level="full")
-    yield _prefill("float32", 128, 4096, visibility="window")
+    for head_dim in (64, 128):
+        yield _prefill("float32", head_dim, 4096, visibility="window")
     for dtype in ("bfloat16", "float16"):
         for visibility in ("full", "causal"):
             for head_dim in (64, 128):
-                usual = head_dim == 128 and (dtype == "bfloat16" or visibility == "causal")
-                level = "default" if usual else "full"
+                usual = "default" if head_dim == 128 else "full"
                 yield _prefill(dtype, head_dim, 1024, visibility=visibility, level="full")
-                yield _prefill(dtype, head_dim, 4096, visibility=visibility, level=level)
-    yield _prefill("float32", 128, 4096, kv_heads=2, visibility="causal")
+                yield _prefill(dtype, head_dim, 4096, visibility=visibility, level=usual)
+    yield _prefill("float32", 128, 2048, heads=(32, 8), visibility="causal")
+    yield _prefill("float32", 80, 4096, visibility="causal")
     yield _prefill("float32", 64, 1024, mask="bool")
     yield _prefill("float32", 64, 1024, mask="float32")
+    yield _prefill("float32", 128, 4096, heads=(32, 8), visibility="causal", level="full")
     yield _prefill("float32", 128, 16384, visibility="causal", level="full")
     yield _prefill("float32", 128, 16384, visibility="window", level="full")
 
-    yield _decode("float32", 32, 8192, level="quick")
-    yield _decode("float32", 8, 32768)
-    yield _decode("bfloat16", 8, 32768)
-    yield _decode("float16", 8, 32768)
+    for dtype in DTYPES:
+        yield _decode(dtype, 32, 8192, level="quick" if dtype == "float32" else "default")
+        yield _decode(dtype, 8, 8192)
+        yield _decode(dtype, 8, 32768)
     yield _decode("float32", 4, 32768, level="full")
-    yield _decode("bfloat16", 32, 8192, level="full")
     yield _decode("float32", 8, 131072, level="full")
 
     if threads > 1:
-        yield _prefill("float32", 128, 4096, threads=threads, level="full")
+        yield _prefill("float32", 128, 4096, threads=threads)
         yield _prefill("float32", 128, 4096, visibility="causal", threads=threads, level="quick")
         yield _prefill("bfloat16", 128, 4096, visibility="causal", threads=threads, level="full")
         yield _decode("float32", 32, 8192, threads=threads, level="quick")

@@ -1,11 +1,12 @@
 """What this machine can do at best, measured by the probes that ship with the kernels.
 
-A shared machine drifts, so limits are probed around every row, and a row is judged by the mean of the two
-probes next to it: one just before its timing, one just after.
+A shared machine drifts within seconds, so a row is timed in rounds, with a short probe of its limit between
+any two (see `rounds`). What the probe of a row runs, which instruction or which way to read, is chosen once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +19,22 @@ from ..cpu_kernels import ISAS
 from ..cpu_kernels._native import ffi, lib
 from .cases import Case
 
-__all__ = ["Limits", "arithmetic_limit", "probe", "probe_arithmetic", "probe_read"]
+__all__ = [
+    "READ_WAYS",
+    "Limits",
+    "Probe",
+    "arithmetic_name",
+    "choose_probe",
+    "probe_arithmetic",
+    "probe_read",
+]
 
-_SECONDS = 0.06  # each probe
-_READ_REPEATS = 2  # for each of the probe's nine ways to read
+_SECONDS = 0.03  # of a probe between two rounds, a third of it a warm-up
+_SURVEY_SECONDS = 0.06  # of a probe that no row waits for
+_SWEEPS = 2  # over the ways to read, when the best is chosen
+
+#: How many ways to read `probe_read` has.
+READ_WAYS = int(lib.FA_READ_WAYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +61,41 @@ class Limits:
     int8_dot_gops: float
 
 
-def probe_arithmetic(threads: int, isa: str, seconds: float = _SECONDS) -> Limits:
-    """Run the arithmetic probes on `threads` threads at the same time and add up.
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What limits a case, and how to measure it.
+
+    Attributes
+    ----------
+    name : str
+        Such as "avx512 FMA", "bf16 dot" or "read".
+    measure : callable
+        Takes some hundredths of a second; returns GFLOP/s or GB/s.
+    """
+
+    name: str
+    measure: Callable[[], float]
+
+
+def _total(threads: int, function: Callable[..., float], *arguments: float) -> float:
+    # cffi releases the GIL, so the probes run side by side.
+    with ThreadPoolExecutor(threads) as pool:
+        calls = [pool.submit(function, *arguments) for _ in range(threads)]
+        return sum(call.result() for call in calls)
+
+
+def _fma(threads: int, isa: str, seconds: float) -> float:
+    if isa not in ISAS:
+        raise ValueError(f"isa: expected one of {', '.join(ISAS)}, got {isa!r}")
+    return _total(threads, lib.fa_probe_fma_gflops, ISAS.index(isa), seconds)
+
+
+def _bf16_dot(threads: int, seconds: float) -> float:
+    return _total(threads, lib.fa_probe_bf16_dot_gflops, seconds)
+
+
+def probe_arithmetic(threads: int, isa: str, seconds: float = _SURVEY_SECONDS) -> Limits:
+    """Run every arithmetic probe, each on `threads` threads at the same time, and add up.
 
     Parameters
     ----------
@@ -59,51 +105,69 @@ def probe_arithmetic(threads: int, isa: str, seconds: float = _SECONDS) -> Limit
     seconds : float
         Time for each of the three probes.
     """
-    if isa not in ISAS:
-        raise ValueError(f"isa: expected one of {', '.join(ISAS)}, got {isa!r}")
-    code = ISAS.index(isa)
-    with ThreadPoolExecutor(threads) as pool:
-
-        def total(function: Callable[..., float], *arguments: float) -> float:
-            # cffi releases the GIL, so the probes run side by side.
-            calls = [pool.submit(function, *arguments) for _ in range(threads)]
-            return sum(call.result() for call in calls)
-
-        return Limits(
-            threads=threads,
-            isa=isa,
-            fma_gflops=total(lib.fa_probe_fma_gflops, code, seconds),
-            bf16_dot_gflops=total(lib.fa_probe_bf16_dot_gflops, seconds),
-            int8_dot_gops=total(lib.fa_probe_int8_dot_gops, seconds),
-        )
+    return Limits(
+        threads=threads,
+        isa=isa,
+        fma_gflops=_fma(threads, isa, seconds),
+        bf16_dot_gflops=_bf16_dot(threads, seconds),
+        int8_dot_gops=_total(threads, lib.fa_probe_int8_dot_gops, seconds),
+    )
 
 
-def probe_read(buffer: NDArray[Any], threads: int, repeats: int = _READ_REPEATS) -> float:
-    """Return the best rate, in GB/s (1e9 bytes), at which `threads` threads read `buffer` from end to end.
+def probe_read(buffer: NDArray[Any], threads: int, way: int, repeats: int = 1) -> float:
+    """Return the mean rate, in GB/s (1e9 bytes), at which `threads` threads read `buffer` from end to end.
 
     The benchmark passes the very keys and values of the row it judges: whatever part of them the caches hold,
     they hold for the kernel and for the probe alike.
+
+    Parameters
+    ----------
+    buffer : ndarray
+        Contiguous.
+    threads : int
+    way : int
+        From 0 to `READ_WAYS` - 1: how many places are read at once, and how far ahead lines are prefetched.
+    repeats : int
+        Passes over the buffer.
     """
+    if not 0 <= way < READ_WAYS:
+        raise ValueError(f"way: expected 0 to {READ_WAYS - 1}, got {way}")
     flat = buffer.reshape(-1).view(np.uint8)
     address = ffi.cast("void *", flat.ctypes.data)
-    return float(lib.fa_probe_read_gbps(address, flat.nbytes, threads, repeats))
+    return float(lib.fa_probe_read_gbps(address, flat.nbytes, threads, way, repeats))
 
 
-def arithmetic_limit(limits: Limits, dtype: str) -> tuple[str, float]:
-    """Return name and value of the fastest arithmetic that may be used for `dtype`.
+def arithmetic_name(isa: str) -> str:
+    """Return what the float32 probe of an instruction set is called."""
+    return f"{isa} FMA" if isa != "baseline" else "baseline mul+add"
 
-    float16 is widened to float32. For bfloat16 it is whichever is faster on this machine, the dot instruction
-    or float32: some processors run the first at half the rate of the second.
+
+def choose_probe(case: Case, kv: NDArray[Any], isa: str) -> Probe:
+    """Return the probe that `case` is judged by, after trying those that might be.
+
+    Decode is limited by reading, in the fastest of the ways on these very keys and values. Prefill is limited
+    by arithmetic. float16 is widened to float32. For bfloat16 it is whichever is faster on this machine, the
+    dot instruction or float32: some processors run the first at half the rate of the second.
     """
-    if dtype == "bfloat16" and limits.isa == "avx512" and limits.bf16_dot_gflops > limits.fma_gflops:
-        return "bf16 dot", limits.bf16_dot_gflops
-    return f"{limits.isa} FMA" if limits.isa != "baseline" else "baseline mul+add", limits.fma_gflops
-
-
-def probe(case: Case, kv: NDArray[Any], isa: str) -> tuple[str, float, Limits | None]:
-    """Probe what limits `case`: (name, GFLOP/s or GB/s, all arithmetic probes where they were run)."""
+    threads = case.threads
     if case.kind == "decode":
-        return "read", probe_read(kv, case.threads), None
-    limits = probe_arithmetic(case.threads, isa)
-    name, value = arithmetic_limit(limits, case.dtype)
-    return name, value, limits
+        # Whole sweeps, not the same way twice running: a neighbour's burst then spoils one pass of a way, and
+        # the best pass of each is compared.
+        rates = [
+            max(found)
+            for found in zip(
+                *([probe_read(kv, threads, way) for way in range(READ_WAYS)] for _ in range(_SWEEPS)),
+                strict=True,
+            )
+        ]
+        best = max(rates)
+        way = rates.index(best)
+        repeats = max(1, math.ceil(_SECONDS * best * 1e9 / kv.nbytes))
+        return Probe("read", lambda: probe_read(kv, threads, way, repeats))
+    if (
+        case.dtype == "bfloat16"
+        and isa == "avx512"
+        and _bf16_dot(threads, _SECONDS) > _fma(threads, isa, _SECONDS)
+    ):
+        return Probe("bf16 dot", lambda: _bf16_dot(threads, _SECONDS))
+    return Probe(arithmetic_name(isa), lambda: _fma(threads, isa, _SECONDS))

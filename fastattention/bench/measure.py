@@ -1,10 +1,8 @@
-"""Correctness first, then time: what a figure of the benchmark rests on."""
+"""Correctness first, then time: what a figure of the benchmark rests on. `rounds` puts the times together."""
 
 from __future__ import annotations
 
-import math
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from .. import reference
 from .cases import Case, Data
 
-__all__ = ["TOLERANCE", "Expected", "Timing", "error", "expected_rows", "pinned", "time_call"]
+__all__ = ["TOLERANCE", "Expected", "error", "expected_rows", "pinned", "time_call"]
 
 #: Largest error of a sampled row, relative to that row's largest entry. float32: sums of some thousand terms
 #: in another order and a polynomial exponential, with room; a kernel that works in bfloat16 inside misses it
@@ -36,25 +34,6 @@ class Expected:
     heads: NDArray[np.int64]
     queries: NDArray[np.int64]
     rows: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of each call, in order, and the largest relative error of the output checked before."""
-
-    seconds: list[float]
-    error: float
-
-    @property
-    def median(self) -> float:
-        """Median in seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """10th and 90th percentile in seconds."""
-        low, high = np.percentile(self.seconds, (10, 90))
-        return float(low), float(high)
 
 
 def expected_rows(case: Case, data: Data, seed: int = 1) -> Expected:
@@ -101,14 +80,10 @@ def error(expected: Expected, out: NDArray[Any]) -> float:
     return float((np.abs(sampled - rows).max(axis=1) / largest).max())
 
 
-def time_call(
-    call: Callable[[], object], *, budget: float, minimum: int = 5, maximum: int = 2000
-) -> list[float]:
-    """Time `call` until its median is known to one percent or `budget` seconds are used up.
+def time_call(call: Callable[[], object], budget: float, maximum: int = 1000) -> list[float]:
+    """Time `call` again and again, for as nearly `budget` seconds as whole calls allow, and once at least.
 
-    At least `minimum` calls are made even if they overrun the budget, but no more than three once they
-    overrun it threefold. The first call has been made already, by the check: caches are warm and lazy set-up
-    is done.
+    The first call has been made already, by the check: caches are warm and lazy set-up is done.
 
     Parameters
     ----------
@@ -116,8 +91,8 @@ def time_call(
         Runs once, synchronously.
     budget : float
         Seconds.
-    minimum, maximum : int
-        Numbers of calls.
+    maximum : int
+        Number of calls.
 
     Returns
     -------
@@ -125,27 +100,13 @@ def time_call(
         Seconds of each call.
     """
     times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < maximum:
+    begin = end = time.perf_counter()
+    while not times or (len(times) < maximum and end - begin + times[-1] / 2 < budget):
         start = time.perf_counter()
         call()
         end = time.perf_counter()
         times.append(end - start)
-        used = end - begin
-        if len(times) >= minimum and (used >= budget or (used >= budget / 3 and _is_stable(times))):
-            break
-        if len(times) >= min(minimum, 3) and used >= 3 * budget:
-            break
     return times
-
-
-def _is_stable(times: list[float]) -> bool:
-    # The 95 % confidence interval of a median lies between two order statistics, whatever the distribution.
-    rank = math.floor(len(times) / 2 - math.sqrt(len(times)))
-    if len(times) < 10 or rank < 0:
-        return False
-    ordered = sorted(times)
-    return ordered[-1 - rank] - ordered[rank] < 0.01 * statistics.median(times)
 
 
 @contextmanager

@@ -82,7 +82,8 @@ class OpenVINO:
             request.set_input_tensor(index, self._tensor(array, node.get_element_type()))
         request.set_output_tensor(0, self._tensor(out, element))
 
-        def call(keep_alive: object = arrays) -> None:  # a tensor over shared memory does not hold the array
+        # A tensor over shared memory does not hold the array.
+        def call(keep_alive: object = (*arrays, out)) -> None:
             request.infer()
 
         return Variant(label, call, lambda: out)

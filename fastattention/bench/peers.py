@@ -1,12 +1,13 @@
 """Other libraries on the same cases: same arrays, same cores, checked by the reference before they are timed.
 
-A peer offers every way its library has of doing a case. Each is checked, each right one is tried, and the
-fastest is the one that is timed: the comparison is with the best the library can do.
+A peer offers every way its library has of doing a case. Each is checked, the right ones are tried, and the
+fastest takes its turns in the rounds: the comparison is with the best the library can do.
 """
 
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,13 +15,17 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from .cases import Case, Data
-from .measure import TOLERANCE, Expected, Timing, error, time_call
+from .measure import TOLERANCE, Expected, error, time_call
 from .results import PeerResult
 
-__all__ = ["NAMES", "Peer", "UnsupportedError", "Variant", "import_any", "load", "measure"]
+__all__ = ["NAMES", "Peer", "UnsupportedError", "Variant", "choose", "import_any", "load", "one_line"]
 
 #: Libraries by the name `--peers` takes, and the module of this package that speaks to each.
 NAMES = {"pytorch": "peer_pytorch", "onnxruntime": "peer_onnxruntime", "openvino": "peer_openvino"}
+
+
+#: A way whose first call took this many times as long as another's is not tried again.
+_HOPELESS = 3
 
 
 class UnsupportedError(Exception):
@@ -36,7 +41,7 @@ class Variant:
     label : str
         Operator and options, for the report.
     call : callable
-        Runs it once, synchronously. This is what is timed.
+        Runs it once, synchronously. This is what is timed. It keeps alive whatever it reads and writes.
     result : callable
         Returns the output of the last call as (1, Hq, Sq, Dv), of any floating-point type. Not timed.
     """
@@ -79,8 +84,8 @@ def load(names: Iterable[str]) -> tuple[list[Peer], dict[str, str]]:
     return peers, absent
 
 
-def measure(peer: Peer, case: Case, data: Data, expected: Expected, budget: float) -> PeerResult:
-    """Check every way the peer has, time the fastest right one.
+def choose(peer: Peer, case: Case, data: Data, expected: Expected) -> tuple[PeerResult, Variant | None]:
+    """Check every way the peer has, and find the fastest right one.
 
     Parameters
     ----------
@@ -89,44 +94,48 @@ def measure(peer: Peer, case: Case, data: Data, expected: Expected, budget: floa
     data : Data
     expected : Expected
         The reference's rows.
-    budget : float
-        Seconds for the timing.
 
     Returns
     -------
-    PeerResult
-        Never raises for what the library does: its errors are results too.
+    result : PeerResult
+        Without times. Never raises for what the library does: its errors are results too.
+    way : Variant or None
+        What to time, where the status is "ok".
     """
-    right: list[tuple[Variant, float]] = []
+    right: list[tuple[float, Variant, float]] = []
     reasons: list[str] = []
     wrong = False
     for make in peer.variants(case, data):
         try:
             variant = make()
+            start = time.perf_counter()
             variant.call()
+            first = time.perf_counter() - start
             deviation = error(expected, variant.result())
         except UnsupportedError as problem:
             reasons.append(str(problem))
             continue
         except Exception as problem:  # a peer raises what it likes, and that is the finding
             wrong = True
-            reasons.append(_one_line(problem))
+            reasons.append(one_line(problem))
             continue
         if not deviation <= TOLERANCE[case.dtype]:
             wrong = True
             reasons.append(f"{variant.label}: error {deviation:.1e}, more than {TOLERANCE[case.dtype]:.0e}")
             continue
-        right.append((variant, deviation))
+        right.append((first, variant, deviation))
     if not right:
-        return PeerResult("failed" if wrong else "unsupported", "; ".join(reasons))
-    if len(right) > 1:
-        right.sort(key=lambda way: time_call(way[0].call, budget=0, minimum=1))
-    variant, deviation = right[0]
-    times = time_call(variant.call, budget=budget, minimum=3)
-    return PeerResult("ok", variant.label, Timing(times, deviation))
+        return PeerResult("failed" if wrong else "unsupported", "; ".join(dict.fromkeys(reasons))), None
+    quickest = min(first for first, _, _ in right)
+    hopeful = [way for way in right if way[0] <= _HOPELESS * quickest]
+    if len(hopeful) > 1:  # by a second call: the first may have set something up
+        hopeful.sort(key=lambda way: time_call(way[1].call, 0)[0])
+    _, variant, deviation = hopeful[0]
+    return PeerResult("ok", variant.label, deviation), variant
 
 
-def _one_line(problem: Exception) -> str:
+def one_line(problem: Exception) -> str:
+    """Return the first line of an error, with its type, in 200 characters at most."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     text = lines[0] if lines else ""
     return f"{type(problem).__name__}: {text}"[:200]

@@ -68,7 +68,7 @@ def roofline(run: Run) -> Figure:
         if chosen:
             axes.plot(
                 [x for x, _ in chosen],
-                [row.useful_flops / row.ours.median * 1e-9 for _, row in chosen],
+                [row.useful_flops / row.median * 1e-9 for _, row in chosen],
                 marker,
                 color=colour,
                 markersize=8,
@@ -92,10 +92,14 @@ def roofline(run: Run) -> Figure:
 
 def _roofs(axes: Axes, run: Run, rows: list[Row], threads: int, left: float, right: float) -> None:
     reads = [row.limit for row in rows if row.case.kind == "decode"]
+    surveys = [limits for limits in run.probes if limits.threads == threads]
     peaks = {
-        "float32 multiply-add": [limits.fma_gflops for limits in run.probes if limits.threads == threads],
-        "bf16 dot": [limits.bf16_dot_gflops for limits in run.probes if limits.threads == threads],
+        "float32 multiply-add": [limits.fma_gflops for limits in surveys],
+        "bf16 dot": [limits.bf16_dot_gflops for limits in surveys],
     }
+    for row in rows:  # what the rows saw counts too
+        if row.case.kind == "prefill":
+            peaks["bf16 dot" if row.limit_name == "bf16 dot" else "float32 multiply-add"].extend(row.limits)
     read = statistics.median(reads) if reads else None
     for (name, values), style in zip(peaks.items(), ("-", "--"), strict=True):
         peak = statistics.median(values) if values else 0.0
@@ -127,7 +131,7 @@ def _roofs(axes: Axes, run: Run, rows: list[Row], threads: int, left: float, rig
 
 def bars(run: Run) -> Figure:
     """Plot each row's rate, and the peers', in percent of the row's limit; ticks mark the targets."""
-    names = list(dict.fromkeys(name for row in run.rows for name, peer in row.peers.items() if peer.timing))
+    names = list(dict.fromkeys(name for row in run.rows for name, peer in row.peers.items() if peer.rounds))
     series = 1 + len(names)
     figure = Figure(figsize=(8, 1.4 + 0.16 * (series + 1) * len(run.rows)), layout="constrained")
     axes = figure.add_subplot()
@@ -136,7 +140,7 @@ def bars(run: Run) -> Figure:
         colour, hatch = (_BLUE, "") if name is None else _PEERS.get(name, (_SKY, "xx"))
         places, widths = [], []
         for place, row in enumerate(run.rows):
-            percent = row.percent if name is None else _peer_percent(row, name)
+            percent = row.percent if name is None else row.peer_percent(name)
             if percent is not None:
                 places.append(place + number * height - 0.4 + height / 2)
                 widths.append(percent)
@@ -150,22 +154,24 @@ def bars(run: Run) -> Figure:
             linewidth=0.4,
             label=name or "ours",
         )
+    axes.hlines(
+        [place - 0.4 + height / 2 for place in range(len(run.rows))],
+        [row.percent_range[0] for row in run.rows],
+        [row.percent_range[1] for row in run.rows],
+        color=_BLACK,
+        linewidth=1.2,
+        label="ours, worst to best round",
+    )
     marks = [(place, row.target) for place, row in enumerate(run.rows) if row.target is not None]
     for index, (place, goal) in enumerate(marks):
         label = "_" if index else "target"  # the legend leaves out what begins so
         axes.vlines(goal, place - 0.45, place - 0.35 + height, color="#D55E00", linewidth=2.5, label=label)
     axes.set_yticks(range(len(run.rows)), [row.case.name for row in run.rows], fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.axvline(100, color=_BLACK, linewidth=0.8)
     axes.set_xlabel("percent of the measured limit (useful FLOPs or bytes of keys and values)")
     axes.set_title(_caption(run), fontsize=10)
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=series + 1, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=min(series + 2, 4), fontsize=8)
     return figure
-
-
-def _peer_percent(row: Row, name: str) -> float | None:
-    peer = row.peers.get(name)
-    if peer is None or peer.timing is None:
-        return None
-    return 100 * row.rate(peer.timing.median) / row.limit

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .limits import arithmetic_name
 from .results import PeerResult, Row, Run
 
 __all__ = ["print_report"]
@@ -60,7 +62,7 @@ def _table(title: str, rows: list[Row], peers: list[str], notes: list[str], *, o
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("case", no_wrap=True)
     if ours:
-        for heading in ("ms", "spread", rows[0].unit, "of limit", "target"):
+        for heading in ("ms", rows[0].unit, "of limit", "spread", "target"):
             table.add_column(heading, justify="right", no_wrap=True)
     for name in peers:
         table.add_column(name, justify="right", no_wrap=True)
@@ -78,16 +80,16 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _our_cells(row: Row) -> list[str | Text]:
-    low, high = row.ours.spread
+    low, high = row.percent_range
     goal = Text("")
     if row.target is not None:
         verdict, style = ("missed", "red") if row.missed else ("met", "green")
         goal = Text(f"{row.target:.0f} {verdict}", style=style)
     return [
-        _milliseconds(row.ours.median),
-        f"±{50 * (high - low) / row.ours.median:.0f} %",
-        f"{row.rate():.1f}",
+        _milliseconds(row.median),
+        f"{row.rate:.1f}",
         Text(f"{row.percent:.0f} %", style="bold red" if row.missed else "bold"),
+        f"±{(high - low) / 2:.0f} %",
         goal,
     ]
 
@@ -96,9 +98,9 @@ def _peer_cell(row: Row, name: str, notes: list[str]) -> str:
     result = row.peers.get(name)
     if result is None:
         return ""
-    if result.status == "ok" and result.timing is not None:
-        text = f"{result.timing.median / row.ours.median:.2f}x"
-        return text + (_note(notes, name, result) if "," in result.detail else "")
+    ratio = row.ratio(name)
+    if ratio is not None:
+        return f"{ratio:.2f}x" + (_note(notes, name, result) if "," in result.detail else "")
     return ("wrong" if result.status == "failed" else "none") + _note(notes, name, result)
 
 
@@ -110,21 +112,20 @@ def _note(notes: list[str], name: str, result: PeerResult) -> str:
 
 
 def drift(run: Run) -> dict[str, tuple[float, float, float]]:
-    """Return smallest, median and largest value of each probe of the run, by name with unit and threads."""
+    """Return smallest, median and largest value of each limit of the run, by name with threads and unit."""
     values: dict[str, list[float]] = {}
+
+    def add(name: str, threads: int, unit: str, found: Iterable[float]) -> None:
+        plural = "s" if threads > 1 else ""
+        values.setdefault(f"{name}, {threads} thread{plural}, {unit}", []).extend(found)
+
     for limits in run.probes:
-        threads = f"{limits.threads} thread{'s' if limits.threads > 1 else ''}"
-        for name, value in (
-            (f"{limits.isa} float32 multiply-add, {threads}, GFLOP/s", limits.fma_gflops),
-            (f"bf16 dot, {threads}, GFLOP/s", limits.bf16_dot_gflops),
-            (f"int8 dot, {threads}, GOP/s", limits.int8_dot_gops),
-        ):
-            values.setdefault(name, []).append(value)
+        add(arithmetic_name(limits.isa), limits.threads, "GFLOP/s", [limits.fma_gflops])
+        add("bf16 dot", limits.threads, "GFLOP/s", [limits.bf16_dot_gflops])
+        add("int8 dot", limits.threads, "GOP/s", [limits.int8_dot_gops])
     for row in run.rows:
-        if row.case.kind == "decode":
-            threads = f"{row.case.threads} thread{'s' if row.case.threads > 1 else ''}"
-            name = f"read of {row.case.kv_bytes / 2**20:.0f} MiB, {threads}, GB/s"
-            values.setdefault(name, []).extend((row.limit_before, row.limit_after))
+        of = f" of {row.case.kv_bytes / 2**20:.0f} MiB" if row.case.kind == "decode" else ""
+        add(row.limit_name + of, row.case.threads, row.unit, row.limits)
     return {name: (min(found), statistics.median(found), max(found)) for name, found in values.items()}
 
 
@@ -145,9 +146,9 @@ def _print_summary(run: Run, console: Console) -> None:
     say(
         "GFLOP/s and GB/s count useful work: visible pairs, each byte of keys and values once. Of limit: in "
         "percent of what the probes reach on the same cores, by arithmetic (prefill) or by reading the same "
-        "keys and values (decode), in the mean of the probe just before and the one just after. A library's "
-        "2.00x: it takes twice our time, by medians, in the fastest of its ways to do the case. Spread: half "
-        "the way from the 10th to the 90th percentile."
+        "keys and values (decode), just before and just after; the median of the rounds. Spread: half the "
+        "way from the worst round to the best. A library's 2.00x: it takes twice our time in the same round, "
+        "in the fastest of its ways to do the case."
     )
     moved = []
     for name, (low, median, high) in drift(run).items():
@@ -160,7 +161,7 @@ def _print_summary(run: Run, console: Console) -> None:
     if moved:
         say(
             f"The limits moved by more than {100 * _DRIFT:.0f} % during the run "
-            f"({', '.join(dict.fromkeys(moved))}): something else used the machine, and every figure above "
-            "is less certain.",
+            f"({', '.join(dict.fromkeys(moved))}): something else used the machine. Times and rates are "
+            "those of their moment; percentages and ratios follow the machine, as far as their spread says.",
             "yellow",
         )

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .cases import Case
 from .limits import Limits
-from .measure import Timing
+from .rounds import percents, ratios
 
 __all__ = ["SCHEMA", "PeerResult", "Row", "Run", "default_path", "load", "save"]
 
 #: Raised whenever a field changes its meaning; `load` refuses other versions.
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,32 +30,38 @@ class PeerResult:
     Attributes
     ----------
     status : str
-        "ok", "failed" (it raised, or its output missed the tolerance: never timed) or "unsupported" (it has
+        "ok", "failed" (it raised, or its output missed the tolerance: no times then) or "unsupported" (it has
         no such case).
     detail : str
         Which of its ways was timed; or the reason why none was.
-    timing : Timing, optional
-        Present when the status is "ok".
+    error : float, optional
+        Largest relative error of its output, where that was right.
+    rounds : list of list of float
+        For each round the seconds of each call; empty unless the status is "ok".
     """
 
     status: str
     detail: str
-    timing: Timing | None = None
+    error: float | None = None
+    rounds: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One case: our time, the limit it is judged by, and the peers.
+    """One case: our times, the limit they are judged by, and the peers. See `rounds`.
 
     Attributes
     ----------
     case : Case
     useful_flops : int
         See `cases.useful_flops`.
-    ours : Timing
+    error : float
+        Largest relative error of our output.
+    rounds : list of list of float
+        For each round the seconds of each of our calls.
     limit_name : str
-    limit_before, limit_after : float
-        The probes next to the timing, in GFLOP/s (prefill) or GB/s (decode).
+    limits : list of float
+        The probes before each round and after the last, in GFLOP/s (prefill) or GB/s (decode).
     target : float, optional
         Percent of the limit.
     peers : dict of str to PeerResult
@@ -60,10 +69,10 @@ class Row:
 
     case: Case
     useful_flops: int
-    ours: Timing
+    error: float
+    rounds: list[list[float]]
     limit_name: str
-    limit_before: float
-    limit_after: float
+    limits: list[float]
     target: float | None
     peers: dict[str, PeerResult]
 
@@ -72,20 +81,57 @@ class Row:
         """Unit of `rate` and `limit`."""
         return "GB/s" if self.case.kind == "decode" else "GFLOP/s"
 
-    def rate(self, seconds: float | None = None) -> float:
-        """Useful GFLOP/s (prefill) or GB/s of keys and values (decode), at our median or at `seconds`."""
-        work = self.case.kv_bytes if self.case.kind == "decode" else self.useful_flops
-        return work / (self.ours.median if seconds is None else seconds) * 1e-9
+    @property
+    def work(self) -> float:
+        """What one call does, in 1e9 useful operations (prefill) or bytes of keys and values (decode)."""
+        return 1e-9 * (self.case.kv_bytes if self.case.kind == "decode" else self.useful_flops)
+
+    @property
+    def median(self) -> float:
+        """Median of all our calls in seconds."""
+        return statistics.median(time for times in self.rounds for time in times)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """10th and 90th percentile of all our calls in seconds."""
+        low, high = np.percentile([time for times in self.rounds for time in times], (10, 90))
+        return float(low), float(high)
+
+    @property
+    def rate(self) -> float:
+        """Useful GFLOP/s (prefill) or GB/s of keys and values (decode), at our median."""
+        return self.work / self.median
 
     @property
     def limit(self) -> float:
-        """Mean of the probes before and after."""
-        return (self.limit_before + self.limit_after) / 2
+        """Median of the probes."""
+        return statistics.median(self.limits)
 
     @property
     def percent(self) -> float:
-        """Our rate in percent of the limit."""
-        return 100 * self.rate() / self.limit
+        """What part of the limit we reach: median over the rounds, each judged by its own probes.
+
+        On a machine that drifts this is not `rate` over `limit`, whose medians are of different moments.
+        """
+        return statistics.median(percents(self.work, self.rounds, self.limits))
+
+    @property
+    def percent_range(self) -> tuple[float, float]:
+        """The percentages of the worst and the best round."""
+        found = percents(self.work, self.rounds, self.limits)
+        return min(found), max(found)
+
+    def peer_percent(self, name: str) -> float | None:
+        """What part of the limit a peer reaches, likewise; None where it was not timed."""
+        peer = self.peers.get(name)
+        if peer is None or not peer.rounds:
+            return None
+        return statistics.median(percents(self.work, peer.rounds, self.limits))
+
+    def ratio(self, name: str) -> float | None:
+        """How many times our time a peer takes: median over the rounds; None where it was not timed."""
+        peer = self.peers.get(name)
+        return statistics.median(ratios(self.rounds, peer.rounds)) if peer and peer.rounds else None
 
     @property
     def missed(self) -> bool:
@@ -107,7 +153,7 @@ class Run:
         How the benchmark was called.
     rows : list of Row
     probes : list of Limits
-        Every arithmetic probe, in order: how much the machine drifted.
+        All arithmetic probes for each number of threads, at the start and at the end.
     failures : dict of str to str
         Cases whose output was wrong, and how: they were not timed.
     """
@@ -126,13 +172,16 @@ def to_json(run: Run) -> dict[str, Any]:
     for row, entry in zip(run.rows, content["rows"], strict=True):
         entry["summary"] = {
             "name": row.case.name,
-            "median_ms": 1e3 * row.ours.median,
-            "p10_ms": 1e3 * row.ours.spread[0],
-            "p90_ms": 1e3 * row.ours.spread[1],
-            "rate": row.rate(),
+            "median_ms": 1e3 * row.median,
+            "p10_ms": 1e3 * row.spread[0],
+            "p90_ms": 1e3 * row.spread[1],
+            "rate": row.rate,
             "unit": row.unit,
             "limit": row.limit,
             "percent_of_limit": row.percent,
+            "lowest_percent": row.percent_range[0],
+            "highest_percent": row.percent_range[1],
+            "peer_ratios": {name: row.ratio(name) for name, peer in row.peers.items() if peer.rounds},
         }
     return content
 
@@ -150,20 +199,12 @@ def from_json(content: dict[str, Any]) -> Run:
             f"benchmark results have schema {content.get('schema')!r}; this version reads {SCHEMA}"
         )
 
-    def timing(entry: dict[str, Any] | None) -> Timing | None:
-        return None if entry is None else Timing(**entry)
-
     def row(entry: dict[str, Any]) -> Row:
         case = dict(entry["case"])
         case["window"] = None if case["window"] is None else tuple(case["window"])
-        peers = {
-            name: PeerResult(peer["status"], peer["detail"], timing(peer["timing"]))
-            for name, peer in entry["peers"].items()
-        }
-        fields = {
-            key: entry[key] for key in ("useful_flops", "limit_name", "limit_before", "limit_after", "target")
-        }
-        return Row(case=Case(**case), ours=Timing(**entry["ours"]), peers=peers, **fields)
+        fields = {key: value for key, value in entry.items() if key not in ("case", "peers", "summary")}
+        peers = {name: PeerResult(**peer) for name, peer in entry["peers"].items()}
+        return Row(case=Case(**case), peers=peers, **fields)
 
     return Run(
         date=content["date"],

@@ -1,4 +1,4 @@
-"""One run: cases, checks, probes, timings, peers, report."""
+"""One run: cases, checks, rounds, report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -17,15 +18,28 @@ from . import peers as peer_module
 from . import results
 from .cases import Case, Data, make_data, select, useful_flops
 from .environment import describe
-from .limits import probe
-from .measure import TOLERANCE, Timing, error, expected_rows, pinned, time_call
+from .limits import choose_probe, probe_arithmetic
+from .measure import TOLERANCE, error, expected_rows, pinned
 from .report import print_report
+from .rounds import take_turns
 from .targets import target
 
 __all__ = ["run"]
 
-#: Seconds for timing one case: ours, and each peer.
-_BUDGET = {"quick": (0.5, 0.3), "default": (1.5, 0.6), "full": (3.0, 1.5)}
+#: Seconds to wait after a peer on several threads: ONNX Runtime's workers spin for over 0.02 after a call.
+_PAUSE = 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Rounds of each case, and seconds in all of them together: for ours, and for each peer."""
+
+    rounds: int
+    budget: float
+    peer_budget: float
+
+
+_EFFORT = {"quick": Effort(3, 0.5, 0.3), "default": Effort(5, 1.5, 0.6), "full": Effort(9, 3.0, 1.5)}
 
 
 def our_call(case: Case, data: Data, out: np.ndarray) -> Callable[[], object]:
@@ -48,13 +62,10 @@ def our_call(case: Case, data: Data, out: np.ndarray) -> Callable[[], object]:
     return call
 
 
-def measure_case(
-    case: Case, run: results.Run, peers: list[peer_module.Peer], budgets: tuple[float, float]
-) -> None:
-    """Check, probe, time, probe, time the peers; add a row to `run`, or a failure if our output is wrong."""
+def measure_case(case: Case, run: results.Run, peers: list[peer_module.Peer], effort: Effort) -> None:
+    """Check ours, then the peers, then time in rounds; add a row to `run`, or a failure if ours is wrong."""
     data = make_data(case)
     expected = expected_rows(case, data)
-    isa = run.environment["isa"]
     with pinned(case.threads):
         out = np.full_like(data.q, np.nan)  # what the kernel leaves out shows
         call = our_call(case, data, out)
@@ -63,23 +74,44 @@ def measure_case(
         if not deviation <= TOLERANCE[case.dtype]:
             run.failures[case.name] = f"error {deviation:.1e}, more than {TOLERANCE[case.dtype]:.0e}"
             return
-        name, before, arithmetic_before = probe(case, data.kv, isa)
-        seconds = time_call(call, budget=budgets[0])
-        _, after, arithmetic_after = probe(case, data.kv, isa)
-        run.probes.extend(limits for limits in (arithmetic_before, arithmetic_after) if limits)
-        others = {peer.name: peer_module.measure(peer, case, data, expected, budgets[1]) for peer in peers}
+        found, calls = {}, {}
+        for peer in peers:
+            found[peer.name], way = peer_module.choose(peer, case, data, expected)
+            if way:
+                calls[peer.name] = way.call
+        probe = choose_probe(case, data.kv, run.environment["isa"])
+        seen = take_turns(
+            probe.measure,
+            call,
+            calls,
+            count=effort.rounds,
+            budget=effort.budget,
+            peer_budget=effort.peer_budget,
+            pause=_PAUSE if case.threads > 1 else 0.0,
+        )
+    for name, times in seen.peers.items():
+        found[name] = replace(found[name], rounds=times)
+    for name, problem in seen.raised.items():
+        found[name] = results.PeerResult("failed", f"{found[name].detail}: {peer_module.one_line(problem)}")
     run.rows.append(
         results.Row(
             case=case,
             useful_flops=useful_flops(case, data.mask),
-            ours=Timing(seconds, deviation),
-            limit_name=name,
-            limit_before=before,
-            limit_after=after,
+            error=deviation,
+            rounds=seen.ours,
+            limit_name=probe.name,
+            limits=seen.limits,
             target=target(case),
-            peers=others,
+            peers=found,
         )
     )
+
+
+def survey(run: results.Run, cases: list[Case]) -> None:
+    """Add all arithmetic probes, for each number of threads that `cases` use, to `run`."""
+    for threads in sorted({case.threads for case in cases}):
+        with pinned(threads):
+            run.probes.append(probe_arithmetic(threads, run.environment["isa"]))
 
 
 def allowed_cores() -> int:
@@ -138,14 +170,16 @@ def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) 
     bar = Progress(
         *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
     )
+    survey(outcome, cases)
     with bar as progress:
         task = progress.add_task("", total=len(cases))
         for case in cases:
             progress.update(task, description=case.name, refresh=True)
             if not console.is_terminal:
                 print(case.name, file=sys.stderr, flush=True)
-            measure_case(case, outcome, peers, _BUDGET[level])
+            measure_case(case, outcome, peers, _EFFORT[level])
             progress.advance(task)
+    survey(outcome, cases)
     path = args.json or results.default_path(outcome)
     results.save(outcome, path)
     print_report(outcome, console)

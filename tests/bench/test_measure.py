@@ -12,10 +12,10 @@ import pytest
 from fastattention.cpu_kernels import available_isas
 
 import fastattention
-from fastattention.bench import measure, peers
+from fastattention.bench import limits, measure, peers, results
 from fastattention.bench.cases import Case, Data, make_data
-from fastattention.bench.limits import arithmetic_limit, probe, probe_arithmetic, probe_read
-from fastattention.bench.run import our_call
+from fastattention.bench.limits import choose_probe, probe_arithmetic, probe_read
+from fastattention.bench.run import Effort, measure_case, our_call
 
 CASE = Case("prefill", "float32", q_heads=4, kv_heads=2, q_len=24, k_len=40, head_dim=16, causal=True)
 
@@ -61,17 +61,18 @@ def test_tolerance_tells_bfloat16_from_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "budget", "minimum", "calls"),
+    ("seconds", "budget", "maximum", "calls"),
     [
-        (0.125, 3.0, 5, 10),  # steady: stops once that can be told, at ten
-        (0.1, 0.25, 5, 5),  # over the budget, but not by much: the minimum
-        (1.0, 0.25, 5, 3),  # far over the budget: three
-        (1.0, 0.25, 2, 2),
-        (0.001, 60.0, 5, 2000),  # the maximum
+        (0.125, 1.0, 1000, 8),
+        (0.375, 1.0, 1000, 3),  # 1.125 is nearer than 0.75
+        (0.375, 0.875, 1000, 2),
+        (5.0, 1.0, 1000, 1),  # far over the budget: once
+        (1.0, 0.0, 1000, 1),
+        (0.125, 60.0, 20, 20),
     ],
 )
 def test_time_call_keeps_to_its_budget(
-    seconds: float, budget: float, minimum: int, calls: int, monkeypatch: pytest.MonkeyPatch
+    seconds: float, budget: float, maximum: int, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
 
@@ -79,31 +80,7 @@ def test_time_call_keeps_to_its_budget(
         clock[0] += seconds
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    times = measure.time_call(call, budget=budget, minimum=minimum)
-    assert len(times) == calls
-    assert times == pytest.approx([seconds] * calls)
-
-
-def test_time_call_stops_early_only_when_steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    def count(durations: list[float]) -> int:
-        clock = [0.0]
-        left = iter(durations)
-
-        def call() -> None:
-            clock[0] += next(left)
-
-        monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-        return len(measure.time_call(call, budget=9.0))
-
-    assert count([0.125] * 200) == 24  # a third of the budget is always used
-    assert count([0.05, 0.15] * 100) == 90
-
-
-def test_timing_summary() -> None:
-    timing = measure.Timing([3.0, 1.0, 2.0, 4.0, 100.0], 0.0)
-    assert timing.median == 3.0
-    low, high = timing.spread
-    assert 1.0 <= low < 3.0 < high <= 100.0
+    assert measure.time_call(call, budget, maximum) == [seconds] * calls
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin threads")
@@ -117,13 +94,11 @@ def test_pinned_restores_affinity() -> None:
 
 
 def test_limits_are_positive_and_ordered() -> None:
-    limits = {isa: probe_arithmetic(1, isa, seconds=0.02) for isa in available_isas()}
-    for isa, found in limits.items():
+    for isa in available_isas():
+        found = probe_arithmetic(1, isa, seconds=0.02)
         assert found.fma_gflops > 0.1, isa
         assert found.bf16_dot_gflops >= 0
         assert found.int8_dot_gops >= 0
-    name, value = arithmetic_limit(limits["baseline"], "bfloat16")
-    assert (name, value) == ("baseline mul+add", limits["baseline"].fma_gflops)
 
 
 def test_probe_of_a_missing_isa_is_not_invented() -> None:
@@ -134,17 +109,63 @@ def test_probe_of_a_missing_isa_is_not_invented() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_read_probe(threads: int) -> None:
     buffer = np.ones(1 << 20, dtype=np.float32)
-    assert 0.01 < probe_read(buffer, threads, repeats=1) < 1e5
-    assert probe_read(buffer[1:1001], threads, repeats=1) > 0  # not aligned to a line
-    assert probe_read(buffer[:8], threads, repeats=1) == 0  # less than a line for each
+    for way in range(limits.READ_WAYS):
+        assert 0.01 < probe_read(buffer, threads, way) < 1e5
+    assert probe_read(buffer[1:2001], threads, 0, repeats=2) > 0  # not aligned to a line
+    assert probe_read(buffer[:8], threads, 0) == 0  # less than a line for each
+    for way in (-1, limits.READ_WAYS):
+        with pytest.raises(ValueError, match=f"got {way}"):
+            probe_read(buffer, threads, way)
 
 
-def test_probe_chooses_by_kind() -> None:
-    decode = Case("decode", "float32", 4, 2, 1, 4096, 64)
-    name, value, arithmetic = probe(decode, make_data(decode).kv, fastattention.get_isa())
-    assert name == "read"
-    assert value > 0
-    assert arithmetic is None
+def test_decode_is_judged_by_the_fastest_way_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def fake(buffer: np.ndarray, threads: int, way: int, repeats: int = 1) -> float:
+        asked.append((way, repeats))
+        if way == 5:
+            return 20.0 if asked.count((5, 1)) > 1 else 5.0  # somebody else, in the first sweep
+        return 10.0 + 0.1 * way
+
+    monkeypatch.setattr(limits, "probe_read", fake)
+    case = Case("decode", "float32", 4, 2, 1, 4096, 64)
+    data = make_data(case)
+    probe = choose_probe(case, data.kv, fastattention.get_isa())
+    assert probe.name == "read"
+    assert {way for way, _ in asked} == set(range(limits.READ_WAYS))
+    assert [probe.measure(), probe.measure()] == [20.0, 20.0]
+    (way, repeats), again = asked[-2:]
+    assert again == (way, repeats)
+    assert way == 5
+    assert repeats * data.kv.nbytes / 20e9 == pytest.approx(0.03, rel=0.1)  # seconds
+
+
+@pytest.mark.parametrize(
+    ("dtype", "isa", "dot", "name"),
+    [
+        ("float32", "avx512", 900.0, "avx512 FMA"),
+        ("float16", "avx512", 900.0, "avx512 FMA"),
+        ("bfloat16", "avx512", 900.0, "bf16 dot"),
+        ("bfloat16", "avx512", 50.0, "avx512 FMA"),  # there is one, but it is slow
+        ("bfloat16", "avx512", 0.0, "avx512 FMA"),
+        ("bfloat16", "avx2", 900.0, "avx2 FMA"),
+        ("bfloat16", "baseline", 900.0, "baseline mul+add"),
+    ],
+)
+def test_prefill_is_judged_by_the_fastest_arithmetic(
+    dtype: str, isa: str, dot: float, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_fma", lambda threads, isa, seconds: 100.0)
+    monkeypatch.setattr(limits, "_bf16_dot", lambda threads, seconds: dot)
+    case = Case("prefill", dtype, 4, 2, 24, 40, 16)
+    probe = choose_probe(case, make_data(case).kv, isa)
+    assert (probe.name, probe.measure()) == (name, dot if name == "bf16 dot" else 100.0)
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_probes_run(kind: str) -> None:
+    case = Case(kind, "bfloat16", 4, 2, 1, 4096, 64)
+    assert choose_probe(case, make_data(case).kv, fastattention.get_isa()).measure() > 0.01
 
 
 class FakePeer:
@@ -194,28 +215,61 @@ def unsupported(case: Case, data: Data) -> np.ndarray:
     raise peers.UnsupportedError("no grouped heads")
 
 
-def measured(*ways: Callable[[Case, Data], np.ndarray]) -> tuple[peers.PeerResult, FakePeer]:
-    data = make_data(CASE)
+def measured(*ways: Callable[[Case, Data], np.ndarray]) -> tuple[results.PeerResult, list[int]]:
+    """Return what a benchmark of three rounds says of a peer, and how often each way was called."""
     peer = FakePeer(*ways)
-    return peers.measure(peer, CASE, data, measure.expected_rows(CASE, data), budget=0.01), peer
+    run = results.Run("", {"isa": fastattention.get_isa()}, {})
+    measure_case(CASE, run, [peer], Effort(rounds=3, budget=0.003, peer_budget=0.0))
+    (row,) = run.rows
+    assert len(row.rounds) == len(row.limits) - 1 == 3
+    return row.peers["Fake"], peer.calls
 
 
 def test_fastest_right_way_is_timed() -> None:
-    result, peer = measured(slow, wrong, right, raising, unsupported)
+    result, calls = measured(slow, wrong, right, raising, unsupported)
     assert (result.status, result.detail) == ("ok", "way 2")
-    assert result.timing is not None
-    assert result.timing.error <= measure.TOLERANCE["float32"]
-    assert peer.calls[1] == 1  # checked once, never timed
+    assert result.error is not None
+    assert result.error <= measure.TOLERANCE["float32"]
+    assert [len(times) for times in result.rounds] == [1, 1, 1]
+    assert calls[1] == 1  # checked once, never timed
+    assert calls[0] == 1  # so much slower that one call told
+
+
+def test_way_with_a_slow_start_is_timed() -> None:
+    started: list[bool] = []
+
+    def late(case: Case, data: Data) -> np.ndarray:
+        time.sleep(0.005 if started else 0.015)  # the other way's 0.01 lies between
+        started.append(True)
+        return right(case, data)
+
+    result, calls = measured(slow, late)
+    assert result.detail == "way 1"
+    assert calls == [2, 1 + 1 + 3]  # each checked and tried; the rounds
+
+
+def test_peer_that_fails_between_rounds_is_reported() -> None:
+    calls: list[bool] = []
+
+    def tired(case: Case, data: Data) -> np.ndarray:
+        calls.append(True)
+        if len(calls) > 2:
+            raise RuntimeError("enough")
+        return right(case, data)
+
+    result, _ = measured(tired)
+    assert (result.status, result.detail) == ("failed", "way 0: RuntimeError: enough")
+    assert result.rounds == []
 
 
 @pytest.mark.parametrize("bad", [wrong, not_a_number])
 def test_wrong_peer_is_reported_not_timed(bad: Callable[[Case, Data], np.ndarray]) -> None:
-    result, peer = measured(bad, unsupported)
+    result, calls = measured(bad, unsupported)
     assert result.status == "failed"
     assert "way 0: error" in result.detail
     assert "no grouped heads" in result.detail
-    assert result.timing is None
-    assert peer.calls == [1, 1]
+    assert result.rounds == []
+    assert calls == [1, 1]
 
 
 def test_raising_peer_is_reported_in_one_line() -> None:
@@ -261,7 +315,8 @@ def test_installed_peers_agree(name: str, case: Case) -> None:
     if absent:
         pytest.skip(absent[name])
     data = make_data(case)
-    result = peers.measure(found[0], case, data, measure.expected_rows(case, data), budget=0)
+    result, way = peers.choose(found[0], case, data, measure.expected_rows(case, data))
+    assert (way is not None) == (result.status == "ok")
     if (name, case.dtype) == ("onnxruntime", "bfloat16"):
         assert result.status == "unsupported"
     else:

@@ -16,7 +16,6 @@ from rich.console import Console
 from fastattention.bench import plots, report, results
 from fastattention.bench.cases import Case
 from fastattention.bench.limits import Limits
-from fastattention.bench.measure import Timing
 
 PREFILL = Case("prefill", "float32", 8, 8, 4096, 4096, 128, causal=True, window=(511, 0))
 DECODE = Case("decode", "bfloat16", 32, 8, 1, 32768, 128, level="quick")
@@ -24,7 +23,7 @@ DECODE = Case("decode", "bfloat16", 32, 8, 1, 32768, 128, level="quick")
 
 def make_run() -> results.Run:
     peers = {
-        "PyTorch": results.PeerResult("ok", "sdpa, window as a mask", Timing([0.2, 0.4, 0.6], 1e-6)),
+        "PyTorch": results.PeerResult("ok", "sdpa, window as a mask", 1e-6, [[0.4], [0.2, 0.4, 0.6], [0.5]]),
         "ONNX Runtime": results.PeerResult("unsupported", "no bfloat16"),
         "OpenVINO": results.PeerResult("failed", "op: error 1.0e+00, more than 1e-04"),
     }
@@ -43,9 +42,16 @@ def make_run() -> results.Run:
         options={"level": "default"},
         rows=[
             results.Row(
-                PREFILL, 30 * 10**9, Timing([0.2, 0.2, 0.21], 1e-6), "FMA", 200.0, 100.0, 101.0, peers
+                PREFILL,
+                30 * 10**9,
+                1e-6,
+                [[0.2], [0.2, 0.2, 0.21], [0.25]],  # 150, 150, 120 GFLOP/s
+                "avx512 FMA",
+                [200.0, 100.0, 100.0, 200.0],  # of 150, 100, 150: 100, 150, 80 %
+                101.0,
+                peers,
             ),
-            results.Row(DECODE, 10**9, Timing([0.01] * 4, 1e-3), "read", 20.0, 20.0, 50.0, {}),
+            results.Row(DECODE, 10**9, 1e-3, [[0.01] * 4] * 2, "read", [20.0] * 3, 50.0, {}),
         ],
         probes=limits,
         failures={"prefill/float16/full": "error 1.0e+00, more than 5e-03"},
@@ -60,11 +66,19 @@ def render(run: results.Run, width: int = 200) -> str:
 
 def test_rates() -> None:
     prefill, decode = make_run().rows
-    assert prefill.rate() == pytest.approx(150)
+    assert prefill.median == 0.2
+    assert prefill.spread == pytest.approx((0.2, 0.234))
+    assert prefill.rate == pytest.approx(150)
+    assert prefill.limit == 150
     assert prefill.percent == pytest.approx(100)
+    assert prefill.percent_range == pytest.approx((80, 150))
     assert prefill.missed  # 100 of 101
+    assert prefill.ratio("PyTorch") == pytest.approx(2)  # of 2, 2 and 2
+    assert prefill.peer_percent("PyTorch") == pytest.approx(50)  # of 50, 75 and 40
+    assert prefill.ratio("OpenVINO") is prefill.peer_percent("OpenVINO") is None
+    assert prefill.ratio("nobody") is prefill.peer_percent("nobody") is None
     assert decode.unit == "GB/s"
-    assert decode.rate() == pytest.approx(DECODE.kv_bytes / 0.01 * 1e-9)
+    assert decode.rate == pytest.approx(DECODE.kv_bytes / 0.01 * 1e-9)
     assert not decode.missed
 
 
@@ -77,14 +91,19 @@ def test_json_round_trip(tmp_path: Path) -> None:
     summary = content["rows"][0]["summary"]
     assert summary["name"] == PREFILL.name
     assert summary["percent_of_limit"] == pytest.approx(100)
-    assert content["rows"][0]["ours"]["seconds"] == [0.2, 0.2, 0.21]
+    assert (summary["lowest_percent"], summary["highest_percent"]) == pytest.approx((80, 150))
+    assert summary["peer_ratios"] == pytest.approx({"PyTorch": 2})
+    assert summary["median_ms"] == 200
+    assert content["rows"][0]["rounds"] == [[0.2], [0.2, 0.2, 0.21], [0.25]]
+    assert content["rows"][0]["limits"] == [200.0, 100.0, 100.0, 200.0]
 
 
 def test_other_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    path.write_text('{"schema": 999}', encoding="utf-8")
-    with pytest.raises(ValueError, match="schema 999"):
-        results.load(path)
+    for schema in (1, 999):
+        path.write_text(f'{{"schema": {schema}}}', encoding="utf-8")
+        with pytest.raises(ValueError, match=f"schema {schema}"):
+            results.load(path)
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="no benchmark results"):
         results.load(path)
@@ -113,7 +132,9 @@ def test_report_names_everything() -> None:
     assert "101 missed" in text
     assert "50 met" in text
     assert "Targets: 1 of 2 met." in text
-    assert "2.00x [1]" in text  # PyTorch: 0.4 s to our 0.2 s, with the note on its mask
+    assert "100 %" in text
+    assert "±35 %" in text  # from 80 to 150
+    assert "2.00x [1]" in text  # PyTorch: twice our time in each round, with the note on its mask
     assert "none [2]" in text
     assert "wrong [3]" in text
     for note in (
@@ -143,8 +164,15 @@ def test_report_without_peers_or_rows() -> None:
 
 def test_drift_of_quiet_machine_is_silent() -> None:
     run = make_run()
-    quiet = results.Run(run.date, run.environment, {}, run.rows, run.probes[:1] * 2, {})
+    quiet = results.Run(run.date, run.environment, {}, run.rows[1:], run.probes[:1] * 2, {})
     assert "moved by" not in render(quiet)
+
+
+def test_drift_sees_the_probes_of_rows() -> None:
+    run = make_run()
+    found = report.drift(results.Run(run.date, run.environment, {}, run.rows, run.probes[:1], {}))
+    assert found["avx512 FMA, 1 thread, GFLOP/s"] == (100, 200, 200)
+    assert found["read of 128 MiB, 1 thread, GB/s"] == (20, 20, 20)
 
 
 def test_figures(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ import pytest
 
 from fastattention.bench import results
 from fastattention.bench.cases import Case
-from fastattention.bench.measure import Timing
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -93,29 +92,28 @@ def test_readme_links_to_files_that_exist() -> None:
 
 
 def sample_run(date: str = "2026-01-02T03:04:05+00:00") -> results.Run:
-    timing = Timing(seconds=[0.010, 0.011, 0.012], error=1e-7)
-    slower = Timing(seconds=[0.022], error=1e-7)
+    # The medians of all calls say 90.9 GFLOP/s and 2.27 times; the rounds, which count, 80 % and 2.5 times.
     prefill = results.Row(
         case=Case("prefill", "float32", 8, 2, 4096, 4096, 128, causal=True),
         useful_flops=10**9,
-        ours=timing,
+        error=1e-7,
+        rounds=[[0.010], [0.011, 0.011, 0.011], [0.0125]],
         limit_name="FMA",
-        limit_before=100.0,
-        limit_after=100.0,
+        limits=[100.0, 150.0, 77.2727273, 113.2034632],
         target=70.0,
         peers={
-            "pytorch": results.PeerResult("ok", "scaled_dot_product_attention", slower),
-            "onnxruntime": results.PeerResult("failed", "wrong output"),
-            "openvino": results.PeerResult("unsupported", "no such case"),
+            "PyTorch": results.PeerResult("ok", "some operator", 1e-7, [[0.025], [0.011], [0.04]]),
+            "ONNX Runtime": results.PeerResult("failed", "wrong output"),
+            "OpenVINO": results.PeerResult("unsupported", "no such case"),
         },
     )
     short = results.Row(
         case=Case("decode", "bfloat16", 32, 32, 1, 1024, 128),
         useful_flops=10**6,
-        ours=timing,
+        error=1e-7,
+        rounds=[[0.010]],
         limit_name="read",
-        limit_before=10.0,
-        limit_after=10.0,
+        limits=[10.0, 10.0],
         target=None,
         peers={},
     )
@@ -157,8 +155,9 @@ def test_update_readme_fills_in_the_newest_run(tmp_path: Path) -> None:
     assert text.endswith("\nAfter\n")
     assert "old" not in text
     assert "A Processor, 2 of 4 cores, instruction set avx2, gcc 12; 2026-01-02; fastattention 0.1.0" in text
-    row = "| float32 | causal | 8/2 | 128 | 4096 | 1 | 11 | 90.9 | 91 % | 2.00× | failed | – |"
+    row = "| float32 | causal | 8/2 | 128 | 4096 | 1 | 11 | 90.9 | 80 % | ±2 % | 2.50× | wrong | none |"
     assert row in text
+    assert "| of limit | spread | PyTorch | ONNX Runtime | OpenVINO |" in text
     assert "bfloat16" not in text, "rows shorter than 4096 keys stay out of the README"
 
 

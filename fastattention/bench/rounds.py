@@ -1,0 +1,113 @@
+"""Rounds: the limit, our calls and everybody else's, in turn, several times over.
+
+A shared machine's clock and memory change by a third within seconds. A limit probed before and after two
+seconds of timing is then not the limit that the kernel had. In rounds of a few tenths of a second, whatever
+the machine does meets all alike; figures compare what happened in the same round, and take the median of the
+rounds at the end.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from .measure import time_call
+
+__all__ = ["Rounds", "percents", "ratios", "take_turns"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What was seen, in order.
+
+    Attributes
+    ----------
+    limits : list of float
+        One before each round, and one after the last: a round is between two.
+    ours : list of list of float
+        For each round the seconds of each call.
+    peers : dict of str to list of list of float
+        Likewise. A peer that raised is not among them.
+    raised : dict of str to Exception
+        What a peer raised; it took no turn after that.
+    """
+
+    limits: list[float]
+    ours: list[list[float]]
+    peers: dict[str, list[list[float]]]
+    raised: dict[str, Exception]
+
+
+def take_turns(
+    probe: Callable[[], float],
+    ours: Callable[[], object],
+    peers: Mapping[str, Callable[[], object]],
+    *,
+    count: int,
+    budget: float,
+    peer_budget: float,
+    pause: float = 0.0,
+) -> Rounds:
+    """Probe and time in `count` rounds.
+
+    Parameters
+    ----------
+    probe : callable
+        Returns the limit at this moment.
+    ours : callable
+    peers : dict of str to callable
+        By name.
+    count : int
+    budget, peer_budget : float
+        Seconds for all rounds together: our calls, and each peer's. Each gets one call a round at least.
+    pause : float
+        Seconds to wait after each peer: worker threads of some libraries keep their cores busy for a while
+        after a call, in wait for the next.
+
+    Returns
+    -------
+    Rounds
+    """
+    seen = Rounds([], [], {name: [] for name in peers}, {})
+    for _ in range(count):
+        seen.limits.append(probe())
+        seen.ours.append(time_call(ours, budget / count))
+        for name, call in peers.items():
+            if name in seen.raised:
+                continue
+            try:
+                seen.peers[name].append(time_call(call, peer_budget / count))
+            except Exception as problem:  # a peer raises what it likes, and that is the finding
+                seen.raised[name] = problem
+                del seen.peers[name]
+            time.sleep(pause)
+    seen.limits.append(probe())
+    return seen
+
+
+def percents(work: float, rounds: Sequence[Sequence[float]], limits: Sequence[float]) -> list[float]:
+    """Return for each round what part of the limit was reached, in percent.
+
+    Parameters
+    ----------
+    work : float
+        Of one call, in the limit's unit times seconds.
+    rounds : list of list of float
+        Seconds.
+    limits : list of float
+        One more than there are rounds. A round is judged by the mean of the two around it.
+    """
+    around = [(before + after) / 2 for before, after in pairwise(limits)]
+    return [
+        100 * work / statistics.median(times) / limit for times, limit in zip(rounds, around, strict=True)
+    ]
+
+
+def ratios(ours: Sequence[Sequence[float]], peer: Sequence[Sequence[float]]) -> list[float]:
+    """Return for each round how many times as long as ours the peer's calls took, by their medians."""
+    return [
+        statistics.median(theirs) / statistics.median(times) for times, theirs in zip(ours, peer, strict=True)
+    ]

@@ -13,18 +13,19 @@ import ml_dtypes
 import numpy as np
 
 # Between two parallel regions libgomp's threads spin by default, for milliseconds. So do those of NumPy's
-# BLAS; a program that uses both in turn on all cores then has them drive each other off, and ran twenty
-# times slower than with threads that sleep. libgomp reads its environment once, when it is loaded, so asking
-# for sleep leaves no trace; a choice of the user's stands.
-_WAITING = "OMP_WAIT_POLICY"
-_ask = not {_WAITING, "GOMP_SPINCOUNT"} & os.environ.keys()
+# BLAS; a program that uses both in turn on all cores, as a language model does, then has them drive each
+# other off the cores, and ran three times slower (twenty times on a busy machine). Threads that sleep at once
+# wake too late for short calls. So they spin for some tens of microseconds, then sleep. libgomp reads its
+# environment once, when it is loaded, so asking leaves no trace; a choice of the user's stands.
+_SPINS = "GOMP_SPINCOUNT"
+_ask = not {_SPINS, "OMP_WAIT_POLICY"} & os.environ.keys()
 if _ask:
-    os.environ[_WAITING] = "passive"
+    os.environ[_SPINS] = "5000"
 try:
     from ._native import ffi, lib
 finally:
     if _ask:
-        del os.environ[_WAITING]
+        del os.environ[_SPINS]
 
 __all__ = ["ISAS", "attention", "available_isas", "cache_bytes", "compiler", "max_threads"]
 

@@ -183,8 +183,8 @@ extern "C" int fa_attention(const fa_problem *problem) {
   run.item_count = sets * run.splits;
   run.group_count = run.splits > 1 ? sets : 0;
   work = run.item_count * run.tiles.item_rows * run.tiles.key_split * (p.head_dim + p.v_dim);
-  // Waking a team costs tens of microseconds: about what one thread needs for 2^21 multiply-adds.
-  run.threads = static_cast<int>(std::min<int64_t>({p.num_threads, run.item_count, 1 + (work >> 21)}));
+  // Waking a team costs some ten microseconds: about what one thread needs for 2^20 multiply-adds.
+  run.threads = static_cast<int>(std::min<int64_t>({p.num_threads, run.item_count, 1 + (work >> 20)}));
   run.threads = std::max(run.threads, 1);
 
   const size_t sequence_bytes = aligned(sizeof(Sequence) * static_cast<size_t>(p.batch));

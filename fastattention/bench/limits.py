@@ -7,6 +7,8 @@ any two (see `rounds`). What the probe of a row runs, which instruction or which
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,10 +80,20 @@ class Probe:
 
 
 def _total(threads: int, function: Callable[..., float], *arguments: float) -> float:
-    # cffi releases the GIL, so the probes run side by side.
+    if threads == 1:
+        return function(*arguments)
+    # One core each: two new threads may share one for longer than a probe lasts before the system parts them.
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    together = threading.Barrier(threads)
+
+    def on_core(number: int) -> float:
+        if cores:
+            os.sched_setaffinity(0, {cores[number % len(cores)]})  # of this thread, which ends with the pool
+        together.wait()
+        return function(*arguments)  # cffi releases the GIL, so the probes run side by side
+
     with ThreadPoolExecutor(threads) as pool:
-        calls = [pool.submit(function, *arguments) for _ in range(threads)]
-        return sum(call.result() for call in calls)
+        return sum(pool.map(on_core, range(threads)))
 
 
 def _fma(threads: int, isa: str, seconds: float) -> float:

@@ -30,7 +30,7 @@ class Rounds:
     ours : list of list of float
         For each round the seconds of each call.
     peers : dict of str to list of list of float
-        Likewise. A peer that raised is not among them.
+        Likewise; fewer rounds for a slow peer. A peer that raised is not among them.
     raised : dict of str to Exception
         What a peer raised; it took no turn after that.
     """
@@ -62,7 +62,8 @@ def take_turns(
         By name.
     count : int
     budget, peer_budget : float
-        Seconds for all rounds together: our calls, and each peer's. Each gets one call a round at least.
+        Seconds for all rounds together: our calls, and each peer's. Each gets one call a round at least, but
+        a peer whose first call alone takes longer than its whole budget has no further turn.
     pause : float
         Seconds to wait after each peer: worker threads of some libraries keep their cores busy for a while
         after a call, in wait for the next.
@@ -72,14 +73,18 @@ def take_turns(
     Rounds
     """
     seen = Rounds([], [], {name: [] for name in peers}, {})
+    slow: set[str] = set()
     for _ in range(count):
         seen.limits.append(probe())
         seen.ours.append(time_call(ours, budget / count))
         for name, call in peers.items():
-            if name in seen.raised:
+            if name in seen.raised or name in slow:
                 continue
             try:
-                seen.peers[name].append(time_call(call, peer_budget / count))
+                times = time_call(call, peer_budget / count)
+                seen.peers[name].append(times)
+                if times[0] > peer_budget > 0:
+                    slow.add(name)
             except Exception as problem:  # a peer raises what it likes, and that is the finding
                 seen.raised[name] = problem
                 del seen.peers[name]
@@ -107,7 +112,11 @@ def percents(work: float, rounds: Sequence[Sequence[float]], limits: Sequence[fl
 
 
 def ratios(ours: Sequence[Sequence[float]], peer: Sequence[Sequence[float]]) -> list[float]:
-    """Return for each round how many times as long as ours the peer's calls took, by their medians."""
+    """Return for each round how many times as long as ours the peer's calls took, by their medians.
+
+    A slow peer has fewer rounds than we have: those it took are compared.
+    """
     return [
-        statistics.median(theirs) / statistics.median(times) for times, theirs in zip(ours, peer, strict=True)
+        statistics.median(theirs) / statistics.median(times)
+        for times, theirs in zip(ours, peer, strict=False)
     ]

@@ -39,7 +39,7 @@ class Effort:
     peer_budget: float
 
 
-_EFFORT = {"quick": Effort(3, 0.5, 0.3), "default": Effort(5, 1.5, 0.6), "full": Effort(9, 3.0, 1.5)}
+_EFFORT = {"quick": Effort(3, 0.5, 0.3), "default": Effort(5, 1.2, 0.4), "full": Effort(9, 3.0, 1.5)}
 
 
 def our_call(case: Case, data: Data, out: np.ndarray) -> Callable[[], object]:

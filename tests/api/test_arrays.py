@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 import types
 import weakref
@@ -328,6 +329,7 @@ def test_torch_refusals(torch):
 
 @pytest.fixture(scope="module")
 def jax():
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where there is a GPU, JAX would put arrays on it
     return pytest.importorskip("jax", reason="JAX is not installed")
 
 

@@ -121,7 +121,7 @@ def test_everybody_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = rounds.take_turns(
         noted("probe", 0.03, 7.0),
         noted("ours", 0.25),
-        {"a": noted("a", 5.0), "b": noted("b", 0.125)},
+        {"a": noted("a", 0.4), "b": noted("b", 0.125)},
         count=2,
         budget=1.0,  # 0.5 a round
         peer_budget=0.5,
@@ -131,7 +131,7 @@ def test_everybody_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert events == [*one, *one, "probe"]
     assert seen.limits == [7.0] * 3
     assert seen.ours == [pytest.approx([0.25] * 2)] * 2
-    assert seen.peers == {"a": [pytest.approx([5.0])] * 2, "b": [pytest.approx([0.125] * 2)] * 2}
+    assert seen.peers == {"a": [pytest.approx([0.4])] * 2, "b": [pytest.approx([0.125] * 2)] * 2}
 
 
 def test_a_peer_that_raises_later_is_out() -> None:
@@ -170,3 +170,21 @@ def test_percents_and_ratios_are_of_the_same_round() -> None:
     assert rounds.ratios(ours, [[3.0], [1.0]]) == [3.0, 0.5]
     with pytest.raises(ValueError, match=r"zip\(\)"):
         rounds.percents(50.0, ours, [100.0, 100.0])  # a probe is missing
+
+
+def test_a_slow_peer_has_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def taking(seconds: float) -> Callable[[], object]:
+        def call() -> object:
+            clock[0] += seconds
+            return None
+
+        return call
+
+    peers = {"slow": taking(5.0), "quick": taking(0.1)}
+    seen = rounds.take_turns(lambda: 1.0, taking(0.1), peers, count=3, budget=1.0, peer_budget=1.0)
+    assert [len(turns) for turns in seen.peers.values()] == [1, 3]
+    assert len(seen.ours) == 3
+    assert rounds.ratios(seen.ours, seen.peers["slow"]) == pytest.approx([50.0])

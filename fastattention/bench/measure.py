@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from .. import reference
 from .cases import Case, Data
 
-__all__ = ["TOLERANCE", "Expected", "error", "expected_rows", "pinned", "time_call"]
+__all__ = ["TOLERANCE", "Expected", "error", "expected_rows", "pin", "pinned", "process_cores", "time_call"]
 
 #: Largest error of a sampled row, relative to that row's largest entry. float32: sums of some thousand terms
 #: in another order and a polynomial exponential, with room; a kernel that works in bfloat16 inside misses it
@@ -109,6 +110,15 @@ def time_call(call: Callable[[], object], budget: float, maximum: int = 1000) ->
     return times
 
 
+@functools.cache
+def process_cores() -> list[int]:
+    """Return the cores this process may use, as they were when first asked; [] where the system does not say.
+
+    Asked again, the system would speak of the calling thread alone, which a library may have moved.
+    """
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 @contextmanager
 def pinned(threads: int) -> Iterator[list[int]]:
     """Keep every thread of this process, now and later, on `threads` of its cores; undo it at the end.
@@ -117,19 +127,19 @@ def pinned(threads: int) -> Iterator[list[int]]:
     library started earlier are moved too, so a row on one thread is a row on one core for all libraries
     alike. Where the system has no such call (macOS), nothing is pinned and an empty list is given.
     """
-    if not hasattr(os, "sched_setaffinity"):
-        yield []
-        return
-    allowed = os.sched_getaffinity(0)
-    cores = sorted(allowed)[-threads:]
-    _set_affinity(set(cores))
+    allowed = process_cores()
+    cores = allowed[-threads:]
+    pin(cores)
     try:
         yield cores
     finally:
-        _set_affinity(allowed)
+        pin(allowed)
 
 
-def _set_affinity(cores: set[int]) -> None:
+def pin(cores: Sequence[int]) -> None:
+    """Keep every thread that this process has now on `cores`; nothing happens when there are none."""
+    if not cores:
+        return
     for thread in os.listdir("/proc/self/task"):
         try:
             os.sched_setaffinity(int(thread), cores)

@@ -126,7 +126,8 @@ class Row:
         peer = self.peers.get(name)
         if peer is None or not peer.rounds:
             return None
-        return statistics.median(percents(self.work, peer.rounds, self.limits))
+        # A slow peer took the first rounds only.
+        return statistics.median(percents(self.work, peer.rounds, self.limits[: len(peer.rounds) + 1]))
 
     def ratio(self, name: str) -> float | None:
         """How many times our time a peer takes: median over the rounds; None where it was not timed."""

@@ -50,6 +50,7 @@ def take_turns(
     budget: float,
     peer_budget: float,
     pause: float = 0.0,
+    settle: Callable[[], object] = lambda: None,
 ) -> Rounds:
     """Probe and time in `count` rounds.
 
@@ -67,6 +68,9 @@ def take_turns(
     pause : float
         Seconds to wait after each peer: worker threads of some libraries keep their cores busy for a while
         after a call, in wait for the next.
+    settle : callable
+        Called before every turn, to undo what the one before may have left behind: OpenVINO moves the thread
+        that calls it to the cores it had earlier.
 
     Returns
     -------
@@ -75,11 +79,14 @@ def take_turns(
     seen = Rounds([], [], {name: [] for name in peers}, {})
     slow: set[str] = set()
     for _ in range(count):
+        settle()
         seen.limits.append(probe())
+        settle()
         seen.ours.append(time_call(ours, budget / count))
         for name, call in peers.items():
             if name in seen.raised or name in slow:
                 continue
+            settle()
             try:
                 times = time_call(call, peer_budget / count)
                 seen.peers[name].append(times)
@@ -89,6 +96,7 @@ def take_turns(
                 seen.raised[name] = problem
                 del seen.peers[name]
             time.sleep(pause)
+    settle()
     seen.limits.append(probe())
     return seen
 

@@ -19,7 +19,7 @@ from . import results
 from .cases import Case, Data, make_data, select, useful_flops
 from .environment import describe
 from .limits import choose_probe, probe_arithmetic
-from .measure import TOLERANCE, error, expected_rows, pinned
+from .measure import TOLERANCE, error, expected_rows, pin, pinned, process_cores
 from .report import print_report
 from .rounds import take_turns
 from .targets import target
@@ -66,7 +66,7 @@ def measure_case(case: Case, run: results.Run, peers: list[peer_module.Peer], ef
     """Check ours, then the peers, then time in rounds; add a row to `run`, or a failure if ours is wrong."""
     data = make_data(case)
     expected = expected_rows(case, data)
-    with pinned(case.threads):
+    with pinned(case.threads) as cores:
         out = np.full_like(data.q, np.nan)  # what the kernel leaves out shows
         call = our_call(case, data, out)
         call()
@@ -88,6 +88,7 @@ def measure_case(case: Case, run: results.Run, peers: list[peer_module.Peer], ef
             budget=effort.budget,
             peer_budget=effort.peer_budget,
             pause=_PAUSE if case.threads > 1 else 0.0,
+            settle=lambda: pin(cores),
         )
     for name, times in seen.peers.items():
         found[name] = replace(found[name], rounds=times)
@@ -116,7 +117,7 @@ def survey(run: results.Run, cases: list[Case]) -> None:
 
 def allowed_cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(process_cores()) or os.cpu_count() or 1
 
 
 def run(args: argparse.Namespace) -> int:

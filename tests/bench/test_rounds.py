@@ -188,3 +188,24 @@ def test_a_slow_peer_has_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(turns) for turns in seen.peers.values()] == [1, 3]
     assert len(seen.ours) == 3
     assert rounds.ratios(seen.ours, seen.peers["slow"]) == pytest.approx([50.0])
+
+
+def test_what_a_turn_leaves_behind_is_undone_before_the_next() -> None:
+    moved = False
+
+    def turn(leaves: bool) -> Callable[[], float]:
+        def call() -> float:
+            nonlocal moved
+            assert not moved
+            moved = leaves
+            return 1.0
+
+        return call
+
+    def settle() -> None:
+        nonlocal moved
+        moved = False
+
+    rounds.take_turns(
+        turn(True), turn(True), {"peer": turn(True)}, count=2, budget=0, peer_budget=0, settle=settle
+    )

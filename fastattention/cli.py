@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _let_blas_sleep() -> None:
-    """Start this process again, its OpenBLAS threads spinning for 2^20 cycles between products, not 2^26.
+    """Start this process again, its OpenBLAS threads spinning for 2^22 cycles between products, not 2^26.
 
     Spinning, they hold the cores that attention needs in between: a long prompt took a quarter longer on two
     cores. OpenBLAS reads this once, when NumPy is imported, before any code of ours. A choice of the user's
@@ -80,7 +80,7 @@ def _let_blas_sleep() -> None:
     """
     name = "OPENBLAS_THREAD_TIMEOUT"
     if name not in os.environ:
-        os.environ[name] = "20"
+        os.environ[name] = "22"
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-P", "-m", __package__, *sys.argv[1:]])
 

@@ -347,7 +347,7 @@ def _machine(threads: int) -> dict[str, Any]:
     for package in ("gguf", "tokenizers", "llama-cpp-python"):
         found["versions"][package] = importlib.metadata.version(package)
     found["threads"] = threads
-    found["openblas_thread_timeout"] = os.environ.get("OPENBLAS_THREAD_TIMEOUT")  # the command sets 20
+    found["openblas_thread_timeout"] = os.environ.get("OPENBLAS_THREAD_TIMEOUT")  # the command sets 22
     found["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     return found
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__, bench
+from . import __version__, bench, get_isa
 
 __all__ = ["main"]
 
@@ -96,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if argv is None and getattr(args, "in_turns_with_blas", False):
         _let_blas_sleep()
+    try:
+        get_isa()  # FASTATTENTION_ISA may name what this machine lacks
+    except ValueError as problem:
+        print(f"fastattention: error: {problem}", file=sys.stderr)
+        return 2
     try:
         code: int = args.main(args)
     except KeyboardInterrupt:

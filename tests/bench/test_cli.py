@@ -136,3 +136,14 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_an_isa_that_does_not_exist_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FASTATTENTION_ISA", "avx1024")
+    fastattention.set_isa(None)  # forget what was read before
+    assert cli.main(["config"]) == 2
+    assert "FASTATTENTION_ISA: 'avx1024'" in capsys.readouterr().err
+    monkeypatch.delenv("FASTATTENTION_ISA")
+    fastattention.set_isa(None)

@@ -74,9 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 def _let_blas_sleep() -> None:
     """Start this process again, its OpenBLAS threads spinning for 2^22 cycles between products, not 2^26.
 
-    Spinning, they hold the cores that attention needs in between: a long prompt took a quarter longer on two
-    cores. OpenBLAS reads this once, when NumPy is imported, before any code of ours. A choice of the user's
-    stands.
+    Spinning, they hold the cores that attention needs in between. OpenBLAS reads this once, when NumPy is
+    imported, before any code of ours. A choice of the user's stands.
     """
     name = "OPENBLAS_THREAD_TIMEOUT"
     if name not in os.environ:

@@ -15,8 +15,8 @@ import numpy as np
 # Between two parallel regions libgomp's threads spin by default, for milliseconds. So do those of NumPy's
 # BLAS; a program that uses both in turn on all cores, as a language model does, then has them drive each
 # other off the cores. Threads that sleep at once wake too late for short calls. So they spin for some tens of
-# microseconds, then sleep. libgomp reads its environment once, when it is loaded, so asking leaves no trace; a
-# choice of the user's stands.
+# microseconds, then sleep. libgomp reads its environment once, when it is loaded, so asking leaves no trace;
+# a choice of the user's stands.
 _SPINS = "GOMP_SPINCOUNT"
 _ask = not {_SPINS, "OMP_WAIT_POLICY"} & os.environ.keys()
 if _ask:

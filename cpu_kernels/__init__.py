@@ -27,7 +27,7 @@ finally:
     if _ask:
         del os.environ[_SPINS]
 
-__all__ = ["ISAS", "attention", "available_isas", "cache_bytes", "compiler", "max_threads"]
+__all__ = ["ISAS", "attention", "available_isas", "cache_bytes", "compiler", "default_isa", "max_threads"]
 
 #: Instruction sets this library has kernels for, slowest first.
 ISAS: tuple[str, ...] = tuple(ffi.string(lib.fa_isa_name(i)).decode() for i in range(lib.FA_ISA_COUNT))
@@ -44,6 +44,11 @@ _NULL = ffi.NULL
 def available_isas() -> tuple[str, ...]:
     """Return the instruction sets that this build has and this machine can run, slowest first."""
     return tuple(name for name, code in _ISA_CODE.items() if lib.fa_isa_available(code))
+
+
+def default_isa() -> str:
+    """Return the instruction set that is fastest on this machine, of those available."""
+    return ISAS[lib.fa_isa_default()]
 
 
 def max_threads() -> int:

@@ -33,7 +33,7 @@ struct Run {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t element_size(int32_t dtype) { return dtype == FA_FLOAT32 ? 4 : 2; }
+int64_t element_size(int32_t dtype) { return dtype == FA_FLOAT32 ? 4 : dtype == FA_INT8 ? 1 : 2; }
 
 Sequence sequence_of(const fa_problem &p, int64_t b) {
   Sequence s = {};
@@ -51,8 +51,14 @@ Sequence sequence_of(const fa_problem &p, int64_t b) {
   if (p.kv_lengths) s.kv_length = p.kv_lengths[b];
   s.q_offset = p.q_offsets ? p.q_offsets[b] : s.kv_length - s.q_len;
   s.q = static_cast<const char *>(p.q) + (b * p.q_strides[0] + q_row * p.q_strides[2]) * q_size;
-  s.k = static_cast<const char *>(p.k) + (b * p.k_strides[0] + k_row * p.k_strides[2]) * kv_size;
-  s.v = static_cast<const char *>(p.v) + (b * p.v_strides[0] + k_row * p.v_strides[2]) * kv_size;
+  if (p.block_table) s.block_table = p.block_table + b * p.block_table_stride;
+  const int64_t first = p.block_table ? 0 : b;  // a page's place does not depend on the sequence
+  s.k = static_cast<const char *>(p.k) + (first * p.k_strides[0] + k_row * p.k_strides[2]) * kv_size;
+  s.v = static_cast<const char *>(p.v) + (first * p.v_strides[0] + k_row * p.v_strides[2]) * kv_size;
+  if (p.k_scales) {
+    s.k_scales = p.k_scales + first * p.k_scale_strides[0] + k_row * p.k_scale_strides[2];
+    s.v_scales = p.v_scales + first * p.v_scale_strides[0] + k_row * p.v_scale_strides[2];
+  }
   s.out = static_cast<char *>(p.out) + (b * p.out_strides[0] + q_row * p.out_strides[2]) * q_size;
   s.lse = p.lse ? p.lse + b * p.lse_strides[0] + q_row * p.lse_strides[2] : nullptr;
   return s;
@@ -160,50 +166,87 @@ int execute(Run &run) {
 
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-}  // namespace
+// Bytes of one allocation, in this order; then come the threads' workspaces.
+struct Memory {
+  size_t sequences, items, groups, partials;
+  size_t shared() const { return sequences + items + groups + partials; }
+};
 
-extern "C" int fa_attention(const fa_problem *problem) {
-  const fa_problem &p = *problem;
-  Run run = {};
-  run.problem = problem;
-  run.kernels = fa::kernels_of(p.isa);
-  if (!run.kernels) return FA_NO_ISA;
-  if (p.batch == 0 || p.q_heads == 0 || p.q_len == 0) return FA_OK;
-
+// Everything about a run that follows from the problem's sizes. False: the kernels asked for are not here.
+bool plan_run(const fa_problem &p, Run &run, Memory &memory) {
+  run.problem = &p;
+  run.kernels = fa::choose_kernels(p);
+  if (!run.kernels) return false;
   run.tiles = fa::plan_tiles(p, *run.kernels);
   run.splits = ceil_div(std::max<int64_t>(p.k_len, 1), run.tiles.key_split);
   run.part_floats = run.tiles.item_rows * (p.v_dim + 1);
   run.workspace_bytes = aligned(run.kernels->workspace_bytes(p, run.tiles));
 
-  int64_t sets = 0, work = 0;  // sets of rows; multiply-adds
+  int64_t sets = 0;  // of rows
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t q_len = p.cu_seqlens_q ? p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] : p.q_len;
     sets += p.kv_heads * ceil_div(p.q_heads / p.kv_heads * q_len, run.tiles.item_rows);
   }
   run.item_count = sets * run.splits;
   run.group_count = run.splits > 1 ? sets : 0;
-  work = run.item_count * run.tiles.item_rows * run.tiles.key_split * (p.head_dim + p.v_dim);
   // Waking a team costs some ten microseconds: about what one thread needs for 2^20 multiply-adds.
+  const int64_t work = run.item_count * run.tiles.item_rows * run.tiles.key_split * (p.head_dim + p.v_dim);
   run.threads = static_cast<int>(std::min<int64_t>({p.num_threads, run.item_count, 1 + (work >> 20)}));
   run.threads = std::max(run.threads, 1);
 
-  const size_t sequence_bytes = aligned(sizeof(Sequence) * static_cast<size_t>(p.batch));
-  const size_t item_bytes = aligned(sizeof(Item) * static_cast<size_t>(run.item_count));
-  const size_t group_bytes = aligned(sizeof(Item) * static_cast<size_t>(run.group_count));
-  const size_t partial_bytes =
-      run.splits > 1 ? aligned(sizeof(float) * static_cast<size_t>(run.item_count * run.part_floats)) : 0;
-  const size_t total = sequence_bytes + item_bytes + group_bytes + partial_bytes +
-                       run.workspace_bytes * static_cast<size_t>(run.threads);
+  memory.sequences = aligned(sizeof(Sequence) * static_cast<size_t>(p.batch));
+  memory.items = aligned(sizeof(Item) * static_cast<size_t>(run.item_count));
+  memory.groups = aligned(sizeof(Item) * static_cast<size_t>(run.group_count));
+  if (run.splits > 1)
+    memory.partials = aligned(sizeof(float) * static_cast<size_t>(run.item_count * run.part_floats));
+  return true;
+}
+
+}  // namespace
+
+extern "C" int fa_attention(const fa_problem *problem) {
+  const fa_problem &p = *problem;
+  Run run = {};
+  Memory sizes = {};
+  if (!fa::kernels_of(p.isa)) return FA_NO_ISA;
+  if (p.batch == 0 || p.q_heads == 0 || p.q_len == 0) return FA_OK;
+  plan_run(p, run, sizes);
+  const size_t total = sizes.shared() + run.workspace_bytes * static_cast<size_t>(run.threads);
   char *const memory = static_cast<char *>(std::aligned_alloc(64, total));
   if (!memory) return FA_NO_MEMORY;
+  char *const items = memory + sizes.sequences, *const groups = items + sizes.items;
+  char *const partials = groups + sizes.groups;
   run.sequences = reinterpret_cast<Sequence *>(memory);
-  run.items = reinterpret_cast<Item *>(memory + sequence_bytes);
-  run.groups = reinterpret_cast<Item *>(memory + sequence_bytes + item_bytes);
-  float *const partials = reinterpret_cast<float *>(memory + sequence_bytes + item_bytes + group_bytes);
-  run.workspaces = memory + sequence_bytes + item_bytes + group_bytes + partial_bytes;
+  run.items = reinterpret_cast<Item *>(items);
+  run.groups = reinterpret_cast<Item *>(groups);
+  run.workspaces = memory + sizes.shared();
   for (int64_t b = 0; b < p.batch; ++b) run.sequences[b] = sequence_of(p, b);
-  make_items(run, partials);
+  make_items(run, reinterpret_cast<float *>(partials));
   const int status = execute(run);
   std::free(memory);
   return status;
+}
+
+extern "C" int fa_explain(const fa_problem *problem, fa_plan *plan) {
+  const fa_problem &p = *problem;
+  Run run = {};
+  Memory sizes = {};
+  if (!fa::kernels_of(p.isa)) return FA_NO_ISA;
+  if (!plan_run(p, run, sizes)) return FA_NO_ISA;
+  *plan = {};
+  plan->isa = run.kernels->isa;
+  plan->decode = run.tiles.decode;
+  plan->threads = run.threads;
+  plan->lanes = run.kernels->lanes;
+  plan->sub_rows = run.kernels->sub_rows;
+  plan->item_rows = run.tiles.item_rows;
+  plan->key_tile = run.tiles.key_tile;
+  plan->key_split = run.tiles.key_split;
+  plan->splits = run.splits;
+  plan->items = run.item_count;
+  plan->thread_bytes = static_cast<int64_t>(run.workspace_bytes);
+  plan->shared_bytes = static_cast<int64_t>(sizes.shared());
+  plan->l1_bytes = fa::cache_or_default(1);
+  plan->l2_bytes = fa::cache_or_default(2);
+  return FA_OK;
 }

@@ -13,9 +13,9 @@
 extern "C" {
 #endif
 
-enum fa_dtype { FA_FLOAT32, FA_FLOAT16, FA_BFLOAT16 };
+enum fa_dtype { FA_FLOAT32, FA_FLOAT16, FA_BFLOAT16, FA_INT8 }; /* FA_INT8: of k and v only, with scales */
 enum fa_mask_kind { FA_MASK_NONE, FA_MASK_BOOL, FA_MASK_FLOAT32 };
-enum fa_isa { FA_ISA_BASELINE, FA_ISA_AVX2, FA_ISA_AVX512, FA_ISA_COUNT };
+enum fa_isa { FA_ISA_BASELINE, FA_ISA_AVX2, FA_ISA_AVX512, FA_ISA_AVX512_BF16, FA_ISA_AMX, FA_ISA_COUNT };
 enum fa_status { FA_OK, FA_NO_MEMORY, FA_NO_ISA };
 
 typedef struct fa_problem {
@@ -30,11 +30,22 @@ typedef struct fa_problem {
   int32_t q_dtype;  /* of q and out */
   int32_t kv_dtype; /* of k and v */
 
+  /* With FA_INT8: row j of k is k_scales[j] times its integers, one scale a token and KV head; likewise v.
+   * NULL otherwise. */
+  const float *k_scales, *v_scales;
+  int64_t k_scale_strides[3], v_scale_strides[3]; /* batch, head, row */
+
+  /* Paged k and v, and their scales: NULL, or row b lists the pages of sequence b, block_table_stride entries
+   * apart. Key j lies in page block_table[b][j / page_size], row j % page_size; the first stride of k, v and
+   * of their scales then goes from page to page: k (pages, Hkv, page_size, D). kv_lengths are given. */
+  const int32_t *block_table;
+  int64_t block_table_stride, page_size;
+
   /* NULL, or batch + 1 row numbers each: sequence b is rows [cu[b], cu[b+1]) of the packed arrays. */
   const int64_t *cu_seqlens_q, *cu_seqlens_k;
 
   const int64_t *kv_lengths; /* (B) or NULL: all k_len keys */
-  const int64_t *q_offsets;  /* (B) or NULL: bottom-right aligned, kv_length - q_len */
+  const int64_t *q_offsets; /* (B) or NULL: bottom-right aligned, kv_length - q_len */
   int64_t window_left, window_right; /* -1: unbounded; causal is window_right = 0 */
 
   const void *mask; /* broadcast axes have stride 0 */
@@ -48,22 +59,41 @@ typedef struct fa_problem {
   float softcap; /* 0: none */
 
   int32_t num_threads; /* at least 1 */
-  int32_t isa;         /* enum fa_isa */
+  int32_t isa; /* enum fa_isa: kernels of this set, or of an older one where those are no use (fa_plan) */
 } fa_problem;
 
 int fa_attention(const fa_problem *problem);
 
+/* What fa_attention would do with a problem: which kernels, which tiles, how much memory. */
+typedef struct fa_plan {
+  int32_t isa; /* whose kernels run */
+  int32_t decode; /* 1: few rows, bound by reading k and v; 0: many rows, bound by arithmetic */
+  int32_t threads; /* that will work; at most num_threads */
+  int32_t lanes, sub_rows; /* floats of a vector; query rows of a register block */
+  int64_t item_rows,
+      key_tile; /* query rows (heads of a KV head times queries) and keys worked on at a time */
+  int64_t key_split, splits; /* keys of an item at most; parts that a row's keys are split into */
+  int64_t items;
+  int64_t thread_bytes, shared_bytes; /* memory beyond inputs and outputs: of each thread, of all together */
+  int64_t l1_bytes, l2_bytes; /* cache sizes the tiles were chosen for */
+} fa_plan;
+int fa_explain(const fa_problem *problem, fa_plan *plan);
+
 /* Whether this build has the kernels of `isa` and this machine can run them. */
 int fa_isa_available(int isa);
+/* The available set that is fastest here: see choose_isa in machine.cpp. */
+int fa_isa_default(void);
 const char *fa_isa_name(int isa);
 const char *fa_compiler(void);
 int fa_max_threads(void);
 int64_t fa_cache_bytes(int level); /* 1, 2, 3; 0 where the system does not say */
 
 /* Probes: what one core or the machine can do at best, for the benchmark's ratios. */
-double fa_probe_fma_gflops(int isa, double seconds);       /* fp32 multiply-add, one thread */
-double fa_probe_bf16_dot_gflops(double seconds);           /* 0 where the machine has no such instruction */
-double fa_probe_int8_dot_gops(double seconds);             /* likewise */
+double fa_probe_fma_gflops(int isa, double seconds); /* fp32 multiply-add, one thread */
+double fa_probe_bf16_dot_gflops(double seconds); /* 0 where the machine has no such instruction */
+double fa_probe_int8_dot_gops(double seconds); /* likewise */
+double fa_probe_amx_bf16_gflops(double seconds); /* likewise */
+double fa_probe_amx_int8_gops(double seconds); /* likewise */
 /* Mean rate of `repeats` passes over the buffer in one of several ways, 0 <= way < FA_READ_WAYS: numbers of
  * places read at once and distances of prefetching. 0 where there is no such way, or less than a unit to
  * read for each thread. */

@@ -12,6 +12,8 @@ namespace fa {
 // sequence.
 struct Sequence {
   const char *q, *k, *v; /* first element; a head is head_stride further */
+  const float *k_scales, *v_scales; /* likewise; NULL unless k and v are int8 */
+  const int32_t *block_table; /* pages of the sequence; NULL: contiguous. k, v and scales begin at page 0 */
   char *out;
   float *lse;
   int64_t q_len, kv_length, q_offset;
@@ -41,6 +43,7 @@ struct Tiles {
 };
 
 struct Kernels {
+  int isa;         /* enum fa_isa */
   int lanes;       /* floats in a vector */
   int sub_rows;    /* query rows of a register sub-block */
   int decode_rows; /* up to this many rows of a KV head take the decode kernel */
@@ -53,6 +56,6 @@ struct Kernels {
                 void *workspace);
 };
 
-extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_amx;
 
 }  // namespace fa

@@ -2,11 +2,33 @@
 #include <omp.h>
 #include <unistd.h>
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
+
 #include "fastattention.h"
 #include "kernels.hpp"
 #include "plan.hpp"
 
 namespace fa {
+
+// Linux hands out the tile registers (8 KiB to save at each switch of a thread) only to processes that ask.
+// What is granted holds for every thread, and for children.
+bool has_amx() {
+#if defined(__linux__) && defined(__x86_64__)
+  static const bool granted = [] {
+    constexpr unsigned TILES = 1u << 24, BF16 = 1u << 22, INT8 = 1u << 25, ALL = TILES | BF16 | INT8;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL) return false;
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+  }();
+  return granted;
+#else
+  return false;
+#endif
+}
 
 const Kernels *kernels_of(int isa) {
   switch (isa) {
@@ -25,9 +47,19 @@ const Kernels *kernels_of(int isa) {
                  ? &kernels_avx512
                  : nullptr;
 #endif
+#if defined(FA_HAVE_AVX512_BF16)
+    case FA_ISA_AVX512_BF16:
+      return kernels_of(FA_ISA_AVX512) && __builtin_cpu_supports("avx512bf16") ? &kernels_avx512_bf16
+                                                                               : nullptr;
+#endif
+#if defined(FA_HAVE_AMX)
+    case FA_ISA_AMX: return kernels_of(FA_ISA_AVX512) && has_amx() ? &kernels_amx : nullptr;
+#endif
     default: return nullptr;
   }
 }
+
+const Kernels *choose_kernels(const fa_problem &p) { return kernels_of(p.isa); }
 
 }  // namespace fa
 
@@ -35,11 +67,19 @@ extern "C" {
 
 int fa_isa_available(int isa) { return fa::kernels_of(isa) != nullptr; }
 
+int fa_isa_default(void) {
+  int isa = FA_ISA_COUNT - 1;
+  while (!fa::kernels_of(isa)) --isa;
+  return isa;
+}
+
 const char *fa_isa_name(int isa) {
   switch (isa) {
     case FA_ISA_BASELINE: return "baseline";
     case FA_ISA_AVX2: return "avx2";
     case FA_ISA_AVX512: return "avx512";
+    case FA_ISA_AVX512_BF16: return "avx512_bf16";
+    case FA_ISA_AMX: return "amx";
     default: return "";
   }
 }

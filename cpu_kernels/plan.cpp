@@ -18,7 +18,7 @@ constexpr int64_t ITEMS_A_THREAD = 8;
 // Sub-blocks of an item share each tile of K and V, which is brought from memory and laid out once for all of
 // them. Their Q^T and O^T take at most a third of L2; the tile, the next tile and the scores lie beside them.
 int64_t sub_blocks(const fa_problem &p, const Kernels &kernels, int64_t heads, int64_t rows) {
-  const int64_t l2 = fa_cache_bytes(2) > 0 ? fa_cache_bytes(2) : 1 << 20;
+  const int64_t l2 = cache_or_default(2);
   const int64_t block_bytes = kernels.sub_rows * (p.head_dim + p.v_dim) * static_cast<int64_t>(sizeof(float));
   int64_t most = at_most(at_least(l2 / 3 / block_bytes, 1), MAX_SUB_BLOCKS);
   const int64_t all = ceil_div(rows, kernels.sub_rows);
@@ -28,6 +28,11 @@ int64_t sub_blocks(const fa_problem &p, const Kernels &kernels, int64_t heads, i
 
 }  // namespace
 
+int64_t cache_or_default(int level) {
+  const int64_t usual[] = {0, 32 << 10, 1 << 20, 8 << 20}, bytes = fa_cache_bytes(level);
+  return bytes > 0 ? bytes : usual[level];
+}
+
 Tiles plan_tiles(const fa_problem &p, const Kernels &kernels) {
   Tiles tiles = {};
   const int64_t rows = p.q_heads / p.kv_heads * p.q_len, heads = p.batch * p.kv_heads;
@@ -35,7 +40,7 @@ Tiles plan_tiles(const fa_problem &p, const Kernels &kernels) {
   if (tiles.decode) {
     tiles.item_rows = rows;
     // 8 KiB of keys: scores are few, and K and V are read in turns short enough to stay in L1.
-    const int64_t row_bytes = p.head_dim * (p.kv_dtype == FA_FLOAT32 ? 4 : 2);
+    const int64_t row_bytes = p.head_dim * (p.kv_dtype == FA_FLOAT32 ? 4 : p.kv_dtype == FA_INT8 ? 1 : 2);
     tiles.key_tile = at_most(64, at_least(16, (8 << 10) / row_bytes / 16 * 16));
   } else {
     tiles.item_rows = kernels.sub_rows * sub_blocks(p, kernels, heads, rows);

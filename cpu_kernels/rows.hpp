@@ -3,6 +3,7 @@
 #pragma once
 #include "isa/simd.hpp"
 #include "kernels.hpp"
+#include "paged.hpp"
 
 namespace FA_NAMESPACE {
 namespace {
@@ -10,8 +11,6 @@ namespace {
 using fa::Item;
 using fa::Sequence;
 using fa::Tiles;
-
-inline int element_size(int32_t dtype) { return dtype == FA_FLOAT32 ? 4 : 2; }
 
 struct Row {
   int64_t head, query;

@@ -15,6 +15,12 @@ size_t workspace_bytes(const fa_problem &p, const Tiles &tiles) {
 }  // namespace
 }  // namespace FA_NAMESPACE
 
-#define FA_TABLE                                                                                            \
-  {FA_NAMESPACE::W,       FA_NAMESPACE::SUB_ROWS, FA_NAMESPACE::DECODE_ROWS, FA_NAMESPACE::workspace_bytes, \
-   FA_NAMESPACE::prefill, FA_NAMESPACE::decode,   FA_NAMESPACE::merge_rows}
+#define FA_TABLE(isa)             \
+  {isa,                           \
+   FA_NAMESPACE::W,               \
+   FA_NAMESPACE::SUB_ROWS,        \
+   FA_NAMESPACE::DECODE_ROWS,     \
+   FA_NAMESPACE::workspace_bytes, \
+   FA_NAMESPACE::prefill,         \
+   FA_NAMESPACE::decode,          \
+   FA_NAMESPACE::merge_rows}

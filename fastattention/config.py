@@ -64,7 +64,7 @@ def get_isa() -> str:
     global _isa
     if _isa is None:
         wanted = os.environ.get(ISA_VARIABLE)
-        _isa = _check_isa(wanted, ISA_VARIABLE) if wanted else cpu_kernels.available_isas()[-1]
+        _isa = _check_isa(wanted, ISA_VARIABLE) if wanted else cpu_kernels.default_isa()
     return _isa
 
 

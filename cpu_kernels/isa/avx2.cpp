@@ -4,5 +4,5 @@
 #include "../table.hpp"
 
 namespace fa {
-extern const Kernels kernels_avx2 = FA_TABLE;
+extern const Kernels kernels_avx2 = FA_TABLE(FA_ISA_AVX2);
 }

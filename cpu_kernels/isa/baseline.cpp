@@ -4,5 +4,5 @@
 #include "../table.hpp"
 
 namespace fa {
-extern const Kernels kernels_baseline = FA_TABLE;
+extern const Kernels kernels_baseline = FA_TABLE(FA_ISA_BASELINE);
 }

@@ -52,7 +52,8 @@ def available_isas() -> tuple[str, ...]:
 
 def default_isa() -> str:
     """Return the instruction set that is fastest on this machine, of those available."""
-    return ISAS[lib.fa_isa_default()]
+    name: str = ISAS[lib.fa_isa_default()]
+    return name
 
 
 def max_threads() -> int:

@@ -9,6 +9,7 @@
 // KiB. The score product streams Q^T, the output product the scores, from L1 (48 KiB); the tile's keys and
 // values (64 KiB each) and the sub-blocks of an item stay in L2.
 #pragma once
+#include "kv_rows.hpp"
 #include "modifiers.hpp"
 
 namespace FA_NAMESPACE {
@@ -123,14 +124,15 @@ inline void output_columns(const float *s, const float *panel, int64_t keys, flo
 // The rows of K and V that the next tile will read. Each sub-block brings its share of them into L2 between
 // its register tiles, so that copying the next tile does not wait for memory.
 struct Ahead {
-  const char *k, *v;
-  int64_t k_stride, v_stride, k_bytes, v_bytes;
-  int64_t row, rows, step;  // this sub-block's rows: row, row + step, ...
+  KvRows k, v;
+  int64_t key, k_bytes, v_bytes;  // first key of the next tile; bytes of a row
+  int64_t row, rows, step;  // this sub-block's rows of it: row, row + step, ...
 
   inline void fetch(int64_t count) {
     for (; count > 0 && row < rows; --count, row += step) {
-      for (int64_t at = 0; at < k_bytes; at += 64) __builtin_prefetch(k + row * k_stride + at, 0, 2);
-      for (int64_t at = 0; at < v_bytes; at += 64) __builtin_prefetch(v + row * v_stride + at, 0, 2);
+      const char *const k_row = k.at(key + row), *const v_row = v.at(key + row);
+      for (int64_t at = 0; at < k_bytes; at += 64) __builtin_prefetch(k_row + at, 0, 2);
+      for (int64_t at = 0; at < v_bytes; at += 64) __builtin_prefetch(v_row + at, 0, 2);
     }
   }
 };

@@ -81,7 +81,7 @@ def perplexity(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``fastattention bench --perplexity``: 0, 1 when int8 is off by over 1 %, 2 when it could not run."""
+    """Run ``fastattention bench --perplexity``; return 0, 1 when int8 is off by over 1 %, 2 for no model."""
     from ..models.errors import ModelError
 
     try:

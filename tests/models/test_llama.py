@@ -81,9 +81,9 @@ def test_scores_are_the_log_probabilities_of_what_follows(model: Llama, expected
     assert session.position == len(TOKENS)
 
 
-# A stored key or value is off by up to one part in 2^11, 2^8 or 254 of its row's largest; measured logit errors
-# are a third of these.
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.03), ("bfloat16", 0.25), ("int8", 0.3)])
+# A stored key or value is off by up to one part in 2^12 or 2^9 of itself, or, of int8, in 254 of its row's
+# largest, which for an ordinary element is six times what bfloat16 loses. Measured logit errors are a third.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.03), ("bfloat16", 0.25), ("int8", 1.4)])
 def test_rounded_cache(model: Llama, expected: np.ndarray, dtype: str, tolerance: float) -> None:
     session = Session(model, context=len(TOKENS), cache_dtype=dtype)
     logits = session.forward(TOKENS)

@@ -82,8 +82,7 @@ template <int NV, int K>
 inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t head_dim, const float *init,
                        float *s, float *top) {
   F acc[K][NV];
-  FA_UNROLL for (int n = 0; n < NV; ++n)
-    FA_UNROLL for (int r = 0; r < K; ++r) acc[r][n] = load(init + n * W);
+  FA_UNROLL for (int n = 0; n < NV; ++n) FA_UNROLL for (int r = 0; r < K; ++r) acc[r][n] = load(init + n * W);
 #pragma GCC unroll 2
   for (int64_t d = 0; d < head_dim; ++d) {
     F q[NV];
@@ -106,8 +105,8 @@ inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t 
 template <int NV, int C>
 inline void output_columns(const float *s, const float *panel, int64_t keys, float *ot) {
   F acc[C][NV];
-  FA_UNROLL for (int c = 0; c < C; ++c)
-    FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * NV + n) * W);
+  FA_UNROLL for (int c = 0; c < C; ++c) FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] =
+      load(ot + (c * NV + n) * W);
 #pragma GCC unroll 2
   for (int64_t j = 0; j < keys; ++j) {
     F weight[NV];
@@ -117,8 +116,8 @@ inline void output_columns(const float *s, const float *panel, int64_t keys, flo
       FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = fma(value, weight[n], acc[c][n]);
     }
   }
-  FA_UNROLL for (int c = 0; c < C; ++c)
-    FA_UNROLL for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
+  FA_UNROLL for (int c = 0; c < C; ++c) FA_UNROLL for (int n = 0; n < NV; ++n)
+      store(ot + (c * NV + n) * W, acc[c][n]);
 }
 
 // The rows of K and V that the next tile will read. Each sub-block brings its share of them into L2 between
@@ -219,15 +218,13 @@ void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
 template <int NV>
 void weights_tile(const SubBlock &block, const float *shift, float unit, int64_t keys, float *s) {
   if (shift)
-    for (int64_t j = 0; j < keys; ++j)
-      FA_UNROLL for (int n = 0; n < NV; ++n) {
+    for (int64_t j = 0; j < keys; ++j) FA_UNROLL for (int n = 0; n < NV; ++n) {
         float *at = s + (j * NV + n) * W;
         store(at, mul(add(load(at), load(shift + n * W)), set1(unit)));
       }
   F sum[NV];
   FA_UNROLL for (int n = 0; n < NV; ++n) sum[n] = load(block.l + n * W);
-  for (int64_t j = 0; j < keys; ++j)
-    FA_UNROLL for (int n = 0; n < NV; ++n) {
+  for (int64_t j = 0; j < keys; ++j) FA_UNROLL for (int n = 0; n < NV; ++n) {
       const F weight = exp2(load(s + (j * NV + n) * W));
       sum[n] = add(sum[n], weight);
       store(s + (j * NV + n) * W, weight);
@@ -267,7 +264,7 @@ Growth rescale(const SubBlock &block, int64_t v_dim, bool natural, const float *
   }
   for (int64_t c = 0; c < v_dim; ++c)
     FA_UNROLL for (int n = 0; n < NV; ++n)
-      store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
+        store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
   return far ? Growth::FAR : Growth::SOME;
 }
 
@@ -275,9 +272,7 @@ template <int NV>
 void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Rows k, Panels v,
                  int64_t key, int64_t keys, float *s, Ahead &ahead) {
   alignas(64) float top[NV * W], shift[NV * W], nothing[NV * W];
-  const auto reset_top = [&] {
-    FA_UNROLL for (int n = 0; n < NV; ++n) store(top + n * W, set1(-INFINITY));
-  };
+  const auto reset_top = [&] { FA_UNROLL for (int n = 0; n < NV; ++n) store(top + n * W, set1(-INFINITY)); };
   const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
   if (mod.any) {
     reset_top();

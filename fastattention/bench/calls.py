@@ -39,7 +39,7 @@ def missing(case: Case, only: str | None = None) -> str | None:
 
 @contextmanager
 def forced_isa(case: Case, run_isa: str | None) -> Iterator[str]:
-    """Set the instruction set that the case names, give the one in force, and go back to the run's at the end.
+    """Set the instruction set that the case names, give the one in force; at the end go back to the run's.
 
     Parameters
     ----------

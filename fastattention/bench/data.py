@@ -61,10 +61,10 @@ class Data:
         self, array: NDArray[Any], scales: NDArray[Any] | None, batch: int, kv_head: int
     ) -> NDArray[Any]:
         pages = batch if self.block_table is None else self.block_table[batch]
-        rows = array[pages, kv_head].reshape(-1, array.shape[-1])
+        rows: NDArray[Any] = array[pages, kv_head].reshape(-1, array.shape[-1])
         if scales is not None:
             rows = rows.astype(np.float64) * scales[pages, kv_head].reshape(-1, 1)
-        return rows[None, None]
+        return rows.reshape(1, 1, *rows.shape)
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
@@ -111,7 +111,7 @@ def make_data(case: Case, seed: int = 0) -> Data:
     """
     rng = np.random.default_rng(seed)
     table: NDArray[Any] | None = None
-    rows = (case.batch, case.kv_heads, case.k_len)
+    rows: tuple[int, ...] = (case.batch, case.kv_heads, case.k_len)
     if case.page_size:
         count, rest = divmod(case.k_len, case.page_size)
         if rest:
@@ -121,7 +121,10 @@ def make_data(case: Case, seed: int = 0) -> Data:
         rows = (case.batch * count, case.kv_heads, case.page_size)
 
     dtype, float32 = DTYPES[case.dtype], np.dtype(np.float32)
-    wanted = [((*rows, case.head_dim), dtype), ((*rows, case.value_dim), dtype)]
+    wanted: list[tuple[tuple[int, ...], np.dtype]] = [
+        ((*rows, case.head_dim), dtype),
+        ((*rows, case.value_dim), dtype),
+    ]
     if case.dtype == "int8":
         wanted += [(rows, float32), (rows, float32)]
     buffer, arrays = _parts(wanted)

@@ -73,7 +73,7 @@ def measure_memory(case: Case, isa: str) -> Memory:
     plan = explain(case, isa)
     windowed = replace(case, window=_WINDOW)
     if explain(windowed, isa) != plan:
-        raise RuntimeError(f"{case.name}: a window changes the plan; the measurement would be of another call")
+        raise RuntimeError(f"{case.name}: a window changes the plan, so it cannot stand for the case")
     how = f"growth of peak RSS in a process of its own, all rows, window of {_WINDOW[0] + 1} keys"
     if not _STATUS.exists():
         return Memory(case, plan.thread_bytes, plan.shared_bytes, None, "not measured: no /proc here")
@@ -125,9 +125,7 @@ def _main() -> None:
     isa, dtype, *sizes = sys.argv[1:]
     q_heads, kv_heads, q_len, k_len, head_dim, threads = map(int, sizes)
     set_isa(isa)
-    case = Case(
-        "memory", dtype, q_heads, kv_heads, q_len, k_len, head_dim, causal=True, window=_WINDOW, threads=threads
-    )
+    case = Case("memory", dtype, q_heads, kv_heads, q_len, k_len, head_dim, causal=True, threads=threads)
     print(growth(case))
 
 

@@ -13,7 +13,8 @@ from fastattention.cpu_kernels import available_isas
 
 import fastattention
 from fastattention.bench import limits, measure, peers, results
-from fastattention.bench.cases import Case, Data, make_data
+from fastattention.bench.cases import Case
+from fastattention.bench.data import Data, make_data
 from fastattention.bench.limits import choose_probe, probe_arithmetic, probe_read
 from fastattention.bench.run import Effort, measure_case, our_call
 

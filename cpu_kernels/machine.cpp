@@ -59,7 +59,14 @@ const Kernels *kernels_of(int isa) {
   }
 }
 
-const Kernels *choose_kernels(const fa_problem &p) { return kernels_of(p.isa); }
+const Kernels *choose_kernels(const fa_problem &p) {
+  const bool pairs = p.isa == FA_ISA_AVX512_BF16 || p.isa == FA_ISA_AMX;
+  if (!pairs || !kernels_of(p.isa)) return kernels_of(p.isa);
+  const Kernels *const wide = kernels_of(FA_ISA_AVX512);
+  const int64_t rows = p.q_heads / p.kv_heads * p.q_len;
+  const bool bf16 = p.q_dtype == FA_BFLOAT16 && p.kv_dtype == FA_BFLOAT16;
+  return bf16 && rows > wide->decode_rows ? kernels_of(p.isa) : wide;
+}
 
 }  // namespace fa
 

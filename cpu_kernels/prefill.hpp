@@ -17,37 +17,45 @@ inline void transpose_in(const float *staging, int64_t stride, int64_t dim, floa
   }
 }
 
+// The state of a sub-block before its first key: what its rows see, and nothing collected.
+inline void begin_rows(const fa_problem &p, const Sequence &seq, const Item &item, int64_t row_begin,
+                       SubBlock &block, int64_t *mask_rows, int64_t *positions, float *slopes) {
+  block.min_first = item.key_end;
+  block.min_last = item.key_end;
+  block.max_first = block.max_last = -1;
+  for (int64_t lane = 0; lane < block.nv * W; ++lane) {
+    // Padding repeats the last row.
+    const Row row = row_of(p, item, row_begin + minimum(lane, block.rows - 1));
+    const Interval seen = interval_of(p, seq, item, row.query);
+    block.first[lane] = static_cast<int32_t>(seen.first);
+    block.last[lane] = static_cast<int32_t>(seen.last);
+    if (seen.first <= seen.last) {
+      block.min_first = minimum(block.min_first, seen.first);
+      block.max_last = maximum(block.max_last, seen.last);
+    }
+    block.max_first = maximum(block.max_first, seen.first);
+    block.min_last = minimum(block.min_last, seen.last);
+    positions[lane] = seq.q_offset + row.query;
+    slopes[lane] = slope_of(p, seq, row.head);
+    mask_rows[lane] = p.mask_kind == FA_MASK_NONE ? 0 : mask_offset(p, seq, row);
+  }
+  for (int n = 0; n < block.nv; ++n) {
+    store(block.neg_m + n * W, zero());
+    store(block.limit + n * W, set1(-INFINITY));
+    store(block.l + n * W, zero());
+  }
+}
+
 inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item &item, int64_t row_begin,
                             SubBlock &block, PrefillSpace &space, int64_t *positions, float *slopes) {
   const int64_t lanes = block.nv * W, stride = round_up(p.head_dim, W);
   const float factor = query_factor(p) * (is_modified(p) ? 1.0f : LOG2E);
-  block.min_first = item.key_end;
-  block.min_last = item.key_end;
-  block.max_first = block.max_last = -1;
+  begin_rows(p, seq, item, row_begin, block, space.mask_rows, positions, slopes);
   for (int n = 0; n < block.nv; ++n) {
     std::memset(space.staging, 0, static_cast<size_t>(W * stride) * sizeof(float));
-    for (int i = 0; i < W; ++i) {
-      const int64_t lane = n * W + i,
-                    r = row_begin + minimum(lane, block.rows - 1);  // padding repeats the last row
-      const Row row = row_of(p, item, r);
-      const Interval seen = interval_of(p, seq, item, row.query);
-      block.first[lane] = static_cast<int32_t>(seen.first);
-      block.last[lane] = static_cast<int32_t>(seen.last);
-      if (seen.first <= seen.last) {
-        block.min_first = minimum(block.min_first, seen.first);
-        block.max_last = maximum(block.max_last, seen.last);
-      }
-      block.max_first = maximum(block.max_first, seen.first);
-      block.min_last = minimum(block.min_last, seen.last);
-      positions[lane] = seq.q_offset + row.query;
-      slopes[lane] = slope_of(p, seq, row.head);
-      space.mask_rows[lane] = p.mask_kind == FA_MASK_NONE ? 0 : mask_offset(p, seq, row);
-      if (lane < block.rows) load_query(p, seq, row, space.staging + i * stride, factor);
-    }
+    for (int64_t i = 0; i < minimum<int64_t>(W, block.rows - n * W); ++i)
+      load_query(p, seq, row_of(p, item, row_begin + n * W + i), space.staging + i * stride, factor);
     transpose_in(space.staging, stride, p.head_dim, block.qt + n * W, lanes);
-    store(block.neg_m + n * W, zero());
-    store(block.limit + n * W, set1(-INFINITY));
-    store(block.l + n * W, zero());
   }
   std::memset(block.ot, 0, static_cast<size_t>(p.v_dim * lanes) * sizeof(float));
 }

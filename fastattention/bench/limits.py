@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ __all__ = [
     "READ_WAYS",
     "Limits",
     "Probe",
+    "Roofline",
     "Unit",
     "arithmetic_name",
     "choose_probe",
@@ -39,7 +41,7 @@ __all__ = [
 _SECONDS = 0.03  # of a probe between two rounds, a third of it a warm-up
 _SURVEY_SECONDS = 0.06  # of a probe that no row waits for
 _SWEEPS = 2  # over the ways to read, when the best is chosen
-_CLOSE = 0.7  # of the roofline's two times: below that, the shorter is no limit whatever the machine does
+_NEGLIGIBLE = 0.35  # of the time of reading: what takes less is no limit, whatever the machine does meanwhile
 
 #: How many ways to read `probe_read` has.
 READ_WAYS = int(lib.FA_READ_WAYS)
@@ -92,13 +94,41 @@ class Probe:
     measure : callable
         Takes some hundredths of a second; returns GFLOP/s (prefill), or, for decode, the GB/s of keys and
         values at which the limit would have them done.
-    roofline : dict of str to float
-        For decode the milliseconds that reading and that computing would take, when the probe was chosen.
     """
 
     name: str
     measure: Callable[[], float]
-    roofline: dict[str, float] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)  # as in `Roofline`; prefill has but one limit
+
+
+@dataclass(slots=True)
+class Roofline:
+    """Several limits at once: at each moment the lowest counts.
+
+    Attributes
+    ----------
+    probes : tuple of Probe
+        Those that may count, all in GB/s of keys and values.
+    times : dict of str to float
+        Milliseconds that reading and that computing would take by themselves, when the limits were first
+        tried.
+    """
+
+    probes: tuple[Probe, ...]
+    times: dict[str, float]
+    _counted: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The limit that counted most often."""
+        return statistics.mode(self._counted or [max(self.times, key=lambda name: self.times[name])])
+
+    def measure(self) -> float:
+        """Run the probes; return the lowest rate."""
+        found = [(probe.measure(), probe.name) for probe in self.probes]
+        rate, name = min(found)
+        self._counted.append(name)
+        return rate
 
 
 def _total(threads: int, function: Callable[..., float], *arguments: float) -> float:
@@ -228,12 +258,11 @@ def _read_way(kv: NDArray[Any], threads: int) -> tuple[int, float]:
     return rates.index(best), best
 
 
-def choose_probe(case: Case, kv: NDArray[Any], isa: str) -> Probe:
+def choose_probe(case: Case, kv: NDArray[Any], isa: str) -> Probe | Roofline:
     """Return the probe that `case` is judged by, after trying those that might be.
 
     Prefill is limited by arithmetic: the fastest of `units`. Decode takes the roofline's time, the longer of
-    reading `kv` in the fastest of the ways and of computing at the peak. Where one of them is much the
-    longer, it alone is probed.
+    reading `kv` in the fastest of the ways and of computing at the peak.
 
     Parameters
     ----------
@@ -250,17 +279,13 @@ def choose_probe(case: Case, kv: NDArray[Any], isa: str) -> Probe:
     way, best = _read_way(kv, threads)
     repeats = max(1, math.ceil(_SECONDS * best * 1e9 / kv.nbytes))
     flops_per_byte = useful_flops(case) / case.kv_bytes
-    reading, computing = case.kv_bytes / best * 1e-6, case.kv_bytes * flops_per_byte / peak * 1e-6
-    roofline = {"read": reading, unit.name: computing}
-
-    def read() -> float:
-        return probe_read(kv, threads, way, repeats)
-
-    def compute() -> float:
-        return unit.measure(threads, _SECONDS) / flops_per_byte
-
-    if computing < _CLOSE * reading:
-        return Probe("read", read, roofline)
-    if reading < _CLOSE * computing:
-        return Probe(unit.name, compute, roofline)
-    return Probe(max(roofline, key=lambda name: roofline[name]), lambda: min(read(), compute()), roofline)
+    peak = max(peak, unit.measure(threads, _SECONDS))
+    read = Probe("read", lambda: probe_read(kv, threads, way, repeats))
+    compute = Probe(unit.name, lambda: unit.measure(threads, _SECONDS) / flops_per_byte)
+    times = {
+        name: 1e-6 * case.kv_bytes / rate
+        for name, rate in (("read", best), (unit.name, peak / flops_per_byte))
+    }
+    if times[unit.name] < _NEGLIGIBLE * times["read"]:
+        return Roofline((read,), times)
+    return Roofline((read, compute), times)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.table import Table
@@ -26,25 +26,36 @@ def print_report(run: Run, console: Console) -> None:
     """Print the machine, a row for each case, and what has to be known to read them."""
     _print_heading(run, console)
     notes: list[str] = []
+    for table in tables(run, notes):
+        console.print(table)
+        console.print()
+    for number, note in enumerate(notes, 1):
+        console.print(f"[{number}] {note}", markup=False, highlight=False, soft_wrap=True)
+    _print_summary(run, console)
+
+
+def tables(run: Run, notes: list[str]) -> Iterator[Table]:
+    """Yield the tables of a run: our rows, the other libraries beside them, memory.
+
+    Parameters
+    ----------
+    run : Run
+    notes : list of str
+        What the tables' [1], [2], ... refer to is added here.
+    """
     peers = list(dict.fromkeys(name for row in run.rows for name in row.peers))
     for kind, title in (
         ("prefill", "Prefill: as many queries as keys"),
         ("decode", "Decode: one query a head, or the few of Q"),
     ):
         rows = [row for row in run.rows if row.case.kind == kind]
-        if not rows:
-            continue
-        console.print(_our_table(title, run, rows))
-        console.print()
+        if rows:
+            yield _our_table(title, run, rows)
         beside = [row for row in rows if row.peers]
         if beside:
-            console.print(_peer_table(f"{title}, other libraries", run, beside, peers, notes))
-            console.print()
-    for number, note in enumerate(notes, 1):
-        console.print(f"[{number}] {note}", markup=False, highlight=False, soft_wrap=True)
+            yield _peer_table(f"{title}, other libraries", run, beside, peers, notes)
     if run.memory:
-        console.print(_memory_table(run))
-    _print_summary(run, console)
+        yield _memory_table(run)
 
 
 def _print_heading(run: Run, console: Console) -> None:
@@ -106,8 +117,6 @@ def _memory_table(run: Run) -> Table:
             "no" if measured is None else f"{measured / memory.case.threads / MIB:.2f}",
             _verdicts(run.goals_of(memory.case)),
         )
-    table.caption = run.memory[0].how
-    table.caption_justify = "left"
     return table
 
 
@@ -168,9 +177,10 @@ def _print_summary(run: Run, console: Console) -> None:
     def say(text: str, style: str = "") -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
 
-    console.print()
     for name, why in run.failures.items():
         say(f"WRONG, not timed: {name}: {why}", "bold red")
+    for how in dict.fromkeys(memory.how for memory in run.memory):
+        say(f"Memory, measured: {how}.")
     for why in dict.fromkeys(run.left_out.values()):
         names = [name for name, reason in run.left_out.items() if reason == why]
         say(f"Not on this machine: {why}: {', '.join(names)}", "yellow")
@@ -181,7 +191,8 @@ def _print_summary(run: Run, console: Console) -> None:
             "bold red" if missed else "bold green",
         )
     for goal in missed:
-        say(f"Missed: {goal.row}: {goal.found}; target {goal.text}")
+        if goal.kind != "limit":  # those the table explains by itself
+            say(f"Missed: {goal.row}: {goal.found}; target {goal.text}")
     say(
         "GFLOP/s and GB/s count useful work: visible pairs, each byte of keys and values once. Of limit: in "
         "percent of what the probes reach on the same cores, by arithmetic in the unit that is named, or by "

@@ -116,7 +116,7 @@ def measure_case(
             target=target(case),
             peers=found,
             isa=kernels,
-            roofline=probe.roofline,
+            roofline=probe.times,
             alone=alone,
         )
     )

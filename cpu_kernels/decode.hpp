@@ -5,6 +5,7 @@
 // heads, times the few queries) use a tile while it is in L1, so each byte of the cache is read from memory
 // once.
 #pragma once
+#include "kv_rows.hpp"
 #include "modifiers.hpp"
 #include "online_softmax.hpp"
 #include "tiling.hpp"
@@ -28,7 +29,7 @@ inline int64_t rows_ahead(int64_t dim, int64_t query_rows) {
 }
 
 struct DecodeSpace {
-  float *q, *scores, *output;
+  float *q, *scores, *output, *scales;
   int64_t q_stride, score_stride, output_stride;
   size_t bytes;
   DecodeSpace(const fa_problem &p, const Tiles &tiles, void *memory) {
@@ -39,6 +40,7 @@ struct DecodeSpace {
     q = arena.take<float>(DECODE_ROWS * q_stride);
     scores = arena.take<float>(DECODE_ROWS * score_stride);
     output = arena.take<float>(DECODE_ROWS * output_stride);
+    scales = arena.take<float>(score_stride);
     bytes = arena.used;
   }
 };
@@ -122,10 +124,10 @@ inline float one_score(const float *q, const T *k, int64_t dim) {
 }
 
 template <int R, class T>
-inline void score_group(const DecodeSpace &space, int64_t row, const T *k, int64_t stride, int64_t keys,
-                        int64_t dim, int64_t ahead) {
+inline void score_group(const DecodeSpace &space, int64_t row, int64_t first, const T *k, int64_t stride,
+                        int64_t keys, int64_t dim, int64_t ahead) {
   const float *q = space.q + row * space.q_stride;
-  float *s = space.scores + row * space.score_stride;
+  float *s = space.scores + row * space.score_stride + first;
   int64_t j = 0;
   for (; j + 4 <= keys; j += 4)
     four_scores<R>(q, space.q_stride, k + j * stride, stride, dim, s + j, space.score_stride, ahead);
@@ -158,9 +160,9 @@ inline void output_group(const float *weights, int64_t w_stride, const T *v, int
 }
 
 template <int R, class T>
-inline void output_rows(const DecodeSpace &space, int64_t row, const T *v, int64_t stride, int64_t keys,
-                        int64_t dim, int64_t ahead) {
-  const float *weights = space.scores + row * space.score_stride;
+inline void output_rows(const DecodeSpace &space, int64_t row, int64_t first, const T *v, int64_t stride,
+                        int64_t keys, int64_t dim, int64_t ahead) {
+  const float *weights = space.scores + row * space.score_stride + first;
   float *out = space.output + row * space.output_stride;
   int64_t c = 0;
   const auto columns = [&](auto count, auto whole) {
@@ -210,6 +212,11 @@ inline void modify_row(const fa_problem &p, const Sequence &seq, const RowState 
   for (int64_t j = keys; j < padded; ++j) s[j] = -INFINITY;
 }
 
+// s *= scales, over whole vectors.
+inline void multiply_row(const float *scales, int64_t keys, float *s) {
+  for (int64_t j = 0; j < keys; j += W) store(s + j, mul(load(s + j), load(scales + j)));
+}
+
 inline float weigh_row(RowState &row, int64_t keys, float *s) {
   F top = set1(-INFINITY);
   for (int64_t j = 0; j < keys; j += W) top = max(load(s + j), top);
@@ -230,31 +237,71 @@ inline float weigh_row(RowState &row, int64_t keys, float *s) {
   return factor;
 }
 
+// A piece of a tile whose rows lie one step apart: n of its keys from j on, all but in one page.
+template <class T>
+struct Run {
+  const T *at;
+  int64_t j, n;
+  int64_t ahead;  // elements from a row to the one that should be asked for meanwhile; 0: none
+};
+
+// Calls visit(Run) for the pieces of the tile [key, key + keys). What lies `rows` further is asked for
+// meanwhile: behind the end of a run, the first rows of the page that follows.
+template <class T, class Visit>
+inline void each_run(const KvRows &src, int64_t key, int64_t keys, int64_t rows, int64_t end, Visit visit) {
+  constexpr int64_t size = sizeof(T);
+  if (!src.table) {
+    // Past the last tile this asks for the beginning of the next piece, or for a few lines in vain.
+    visit(Run<T>{reinterpret_cast<const T *>(src.at(key)), 0, keys, rows * src.row_bytes / size});
+    return;
+  }
+  const int64_t further = round_up(rows, 4);  // so that pieces hold whole groups of four keys
+  for (int64_t j = 0; j < keys;) {
+    const char *const at = src.at(key + j);
+    int64_t n = src.run(key + j, keys - j), ahead = 0;
+    if (const int64_t next = key + j + further; next < end) {
+      n = src.run(next, n);  // a piece ends where what it asks for enters another page
+      ahead = (src.at(next) - at) / size;
+    }
+    visit(Run<T>{reinterpret_cast<const T *>(at), j, n, ahead});
+    j += n;
+  }
+}
+
 template <class T>
 inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles,
                         const DecodeSpace &space, RowState *state, int64_t begin, int64_t end) {
-  const T *const k = reinterpret_cast<const T *>(seq.k) + item.kv_head * p.k_strides[1];
-  const T *const v = reinterpret_cast<const T *>(seq.v) + item.kv_head * p.v_strides[1];
+  constexpr int64_t size = sizeof(T);
+  const KvRows k = key_source(p, seq, item.kv_head), v = value_source(p, seq, item.kv_head);
+  const KvRows k_scales = key_scales(p, seq, item.kv_head), v_scales = value_scales(p, seq, item.kv_head);
   const int rows = static_cast<int>(item.rows);
+  const int64_t k_ahead = rows_ahead<T>(p.head_dim, rows), v_ahead = rows_ahead<T>(p.v_dim, rows);
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);
-    const T *const kt = k + key * p.k_strides[2], *const vt = v + key * p.v_strides[2];
-    // Past the last tile this asks for the beginning of the next piece, or for a few lines in vain.
-    const int64_t k_ahead = rows_ahead<T>(p.head_dim, rows) * p.k_strides[2];
-    const int64_t v_ahead = rows_ahead<T>(p.v_dim, rows) * p.v_strides[2];
-    each_row_group(rows, [&](auto group, int r) {
-      score_group<decltype(group)::value>(space, r, kt, p.k_strides[2], keys, p.head_dim,
-                                          r == 0 ? k_ahead : 0);
+    each_run<T>(k, key, keys, k_ahead, end, [&](const Run<T> &run) {
+      each_row_group(rows, [&](auto group, int r) {
+        score_group<decltype(group)::value>(space, r, run.j, run.at, k.row_bytes / size, run.n, p.head_dim,
+                                            r == 0 ? run.ahead : 0);
+      });
     });
+    if constexpr (HAS_SCALES<T>) copy_scales(k_scales, key, keys, space.scales);
     for (int r = 0; r < rows; ++r) {
       float *const s = space.scores + r * space.score_stride;
+      if constexpr (HAS_SCALES<T>) multiply_row(space.scales, keys, s);
       modify_row(p, seq, state[r], key, keys, s);
       const float factor = weigh_row(state[r], keys, s);
       if (factor != 1.0f)
         for (int64_t c = 0; c < space.output_stride; ++c) space.output[r * space.output_stride + c] *= factor;
     }
-    each_row_group(rows, [&](auto group, int r) {
-      output_rows<decltype(group)::value>(space, r, vt, p.v_strides[2], keys, p.v_dim, r == 0 ? v_ahead : 0);
+    if constexpr (HAS_SCALES<T>) {
+      copy_scales(v_scales, key, keys, space.scales);
+      for (int r = 0; r < rows; ++r) multiply_row(space.scales, keys, space.scores + r * space.score_stride);
+    }
+    each_run<T>(v, key, keys, v_ahead, end, [&](const Run<T> &run) {
+      each_row_group(rows, [&](auto group, int r) {
+        output_rows<decltype(group)::value>(space, r, run.j, run.at, v.row_bytes / size, run.n, p.v_dim,
+                                            r == 0 ? run.ahead : 0);
+      });
     });
   }
 }
@@ -280,9 +327,9 @@ inline void decode(const fa_problem &p, const Sequence &seq, const Item &item, c
       end = maximum(end, state[r].seen.last + 1);
     }
   }
-  if (p.kv_dtype == FA_FLOAT32) decode_keys<float>(p, seq, item, tiles, space, state, begin, end);
-  if (p.kv_dtype == FA_FLOAT16) decode_keys<half>(p, seq, item, tiles, space, state, begin, end);
-  if (p.kv_dtype == FA_BFLOAT16) decode_keys<bfloat>(p, seq, item, tiles, space, state, begin, end);
+  with_kv_type(p, [&](auto type) {
+    decode_keys<typename decltype(type)::Is>(p, seq, item, tiles, space, state, begin, end);
+  });
   for (int64_t r = 0; r < item.rows; ++r) {
     float *const row = space.output + r * space.output_stride;
     const Finish finish = finish_state(p, item, state[r].where.head, state[r].m, state[r].l);

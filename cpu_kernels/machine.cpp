@@ -60,12 +60,17 @@ const Kernels *kernels_of(int isa) {
 }
 
 const Kernels *choose_kernels(const fa_problem &p) {
-  const bool pairs = p.isa == FA_ISA_AVX512_BF16 || p.isa == FA_ISA_AMX;
-  if (!pairs || !kernels_of(p.isa)) return kernels_of(p.isa);
+  const Kernels *const asked = kernels_of(p.isa);
+  if (!asked || p.isa < FA_ISA_AVX512_BF16) return asked;
   const Kernels *const wide = kernels_of(FA_ISA_AVX512);
   const int64_t rows = p.q_heads / p.kv_heads * p.q_len;
-  const bool bf16 = p.q_dtype == FA_BFLOAT16 && p.kv_dtype == FA_BFLOAT16;
-  return bf16 && rows > wide->decode_rows ? kernels_of(p.isa) : wide;
+  if (asked->decode_rows > 0 && rows <= asked->decode_rows) {
+    // One row is read as fast by dot products along head_dim.
+    const bool tiled = p.kv_dtype == FA_BFLOAT16 || p.kv_dtype == FA_INT8;
+    return tiled && rows > 1 ? asked : wide;
+  }
+  const bool pairs = p.q_dtype == FA_BFLOAT16 && p.kv_dtype == FA_BFLOAT16;
+  return pairs && rows > wide->decode_rows ? asked : wide;
 }
 
 }  // namespace fa

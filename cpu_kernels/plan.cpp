@@ -26,6 +26,17 @@ int64_t sub_blocks(const fa_problem &p, const Kernels &kernels, int64_t heads, i
   return ceil_div(all, ceil_div(all, most));  // as even as can be
 }
 
+int64_t decode_keys(const fa_problem &p, const Kernels &kernels) {
+  const int64_t size = p.kv_dtype == FA_FLOAT32 ? 4 : p.kv_dtype == FA_INT8 ? 1 : 2;
+  if (kernels.isa == FA_ISA_AMX) {
+    // Keys and values are laid out as tiles, each of which takes a third of L1.
+    const int64_t dim = at_least(p.head_dim, p.v_dim);
+    return at_most(256, at_least(64, cache_or_default(1) / 3 / (dim * size) / 64 * 64));
+  }
+  // 8 KiB of keys: scores are few, and K and V are read in turns short enough to stay in L1.
+  return at_most(64, at_least(16, (8 << 10) / (p.head_dim * size) / 16 * 16));
+}
+
 }  // namespace
 
 int64_t cache_or_default(int level) {
@@ -39,9 +50,7 @@ Tiles plan_tiles(const fa_problem &p, const Kernels &kernels) {
   tiles.decode = rows <= kernels.decode_rows;
   if (tiles.decode) {
     tiles.item_rows = rows;
-    // 8 KiB of keys: scores are few, and K and V are read in turns short enough to stay in L1.
-    const int64_t row_bytes = p.head_dim * (p.kv_dtype == FA_FLOAT32 ? 4 : p.kv_dtype == FA_INT8 ? 1 : 2);
-    tiles.key_tile = at_most(64, at_least(16, (8 << 10) / row_bytes / 16 * 16));
+    tiles.key_tile = decode_keys(p, kernels);
   } else {
     tiles.item_rows = kernels.sub_rows * sub_blocks(p, kernels, heads, rows);
     tiles.key_tile = 128;

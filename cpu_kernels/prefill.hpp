@@ -93,58 +93,43 @@ inline void end_sub_block(const fa_problem &p, const Sequence &seq, const Item &
 }
 
 template <class T>
-inline void lay_rows(const T *src, int64_t stride, int64_t rows, int64_t dim, float *dst,
+inline void lay_rows(const KvSource &src, int64_t key, int64_t n, int64_t dim, float *dst,
                      int64_t dst_stride) {
-  for (int64_t j = 0; j < rows; ++j) {
-    const T *from = src + j * stride;
+  each_row<T>(src, key, n, [&](int64_t j, const T *from, F scale) {
     float *to = dst + j * dst_stride;
     int64_t d = 0;
-    for (; d + W <= dim; d += W) store(to + d, load_kv(from + d));
-    if (d < dim) store(to + d, load_kv(from + d, static_cast<int>(dim - d)));
-  }
+    for (; d + W <= dim; d += W) store(to + d, scaled<T>(load_kv(from + d), scale));
+    if (d < dim) store(to + d, scaled<T>(load_kv(from + d, static_cast<int>(dim - d)), scale));
+  });
 }
 
 template <class T>
-inline void lay_panels(const T *src, int64_t stride, int64_t rows, int64_t dim, float *dst, int64_t panel) {
-  for (int64_t j = 0; j < rows; ++j) {
-    const T *from = src + j * stride;
+inline void lay_panels(const KvSource &src, int64_t key, int64_t n, int64_t dim, float *dst, int64_t panel) {
+  each_row<T>(src, key, n, [&](int64_t j, const T *from, F scale) {
     float *to = dst + j * KR;
     for (int64_t d = 0; d < dim; d += W, to += W / KR * panel) {
       alignas(64) float values[W];
-      store(values, d + W <= dim ? load_kv(from + d) : load_kv(from + d, static_cast<int>(dim - d)));
+      const F value = d + W <= dim ? load_kv(from + d) : load_kv(from + d, static_cast<int>(dim - d));
+      store(values, scaled<T>(value, scale));
       for (int i = 0; i < W / KR; ++i) std::memcpy(to + i * panel, values + i * KR, KR * sizeof(float));
     }
-  }
+  });
 }
 
 // Keys [key, key + n) as float32 rows. All are copied, float32 ones too: rows at the caller's spacing (a
 // power of two more often than not) would fall into few sets of L1, and the copy serves every sub-block of
-// the item.
-inline Rows key_rows(const fa_problem &p, const char *base, int64_t key, int64_t n, float *buffer) {
-  const int64_t stride = p.k_strides[2], spaced = PrefillSpace::padded(p.head_dim), at = key * stride;
-  switch (p.kv_dtype) {
-    case FA_FLOAT32:
-      lay_rows(reinterpret_cast<const float *>(base) + at, stride, n, p.head_dim, buffer, spaced);
-      break;
-    case FA_FLOAT16:
-      lay_rows(reinterpret_cast<const half *>(base) + at, stride, n, p.head_dim, buffer, spaced);
-      break;
-    default: lay_rows(reinterpret_cast<const bfloat *>(base) + at, stride, n, p.head_dim, buffer, spaced);
-  }
+// the item. Here pages end, too, and the scales of int8 rows.
+inline Rows key_rows(const fa_problem &p, const KvSource &src, int64_t key, int64_t n, float *buffer) {
+  const int64_t spaced = PrefillSpace::padded(p.head_dim);
+  with_kv_type(
+      p, [&](auto type) { lay_rows<typename decltype(type)::Is>(src, key, n, p.head_dim, buffer, spaced); });
   return {buffer, spaced};
 }
 
-inline Panels value_panels(const fa_problem &p, const char *base, int64_t key, int64_t n, float *buffer) {
-  const int64_t stride = p.v_strides[2], panel = n * KR, at = key * stride;
-  switch (p.kv_dtype) {
-    case FA_FLOAT32:
-      lay_panels(reinterpret_cast<const float *>(base) + at, stride, n, p.v_dim, buffer, panel);
-      break;
-    case FA_FLOAT16:
-      lay_panels(reinterpret_cast<const half *>(base) + at, stride, n, p.v_dim, buffer, panel);
-      break;
-    default: lay_panels(reinterpret_cast<const bfloat *>(base) + at, stride, n, p.v_dim, buffer, panel);
-  }
+inline Panels value_panels(const fa_problem &p, const KvSource &src, int64_t key, int64_t n, float *buffer) {
+  const int64_t panel = n * KR;
+  with_kv_type(
+      p, [&](auto type) { lay_panels<typename decltype(type)::Is>(src, key, n, p.v_dim, buffer, panel); });
   return {buffer, panel};
 }
 
@@ -187,24 +172,18 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
   }
 
   const int size = element_size(p.kv_dtype);
-  const char *const k = seq.k + item.kv_head * p.k_strides[1] * size;
-  const char *const v = seq.v + item.kv_head * p.v_strides[1] * size;
+  const KvSource k = {key_source(p, seq, item.kv_head), key_scales(p, seq, item.kv_head)};
+  const KvSource v = {value_source(p, seq, item.kv_head), value_scales(p, seq, item.kv_head)};
   begin -= begin % tiles.key_tile;  // tiles do not depend on which sub-blocks make the item
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);
     const Rows kt = key_rows(p, k, key, keys, space.k_tile);
     const Panels vt = value_panels(p, v, key, keys, space.v_tile);
-    const int64_t next = key + keys, k_row = p.k_strides[2] * size, v_row = p.v_strides[2] * size;
+    const int64_t next = key + keys;
     for (int b = 0; b < count; ++b) {
-      Ahead ahead = {k + next * k_row,
-                     v + next * v_row,
-                     k_row,
-                     v_row,
-                     p.head_dim * size,
-                     p.v_dim * size,
-                     b,
-                     minimum(tiles.key_tile, end - next),
-                     count};
+      Ahead ahead = {
+          k.rows, v.rows, next, p.head_dim * size, p.v_dim * size, b, minimum(tiles.key_tile, end - next),
+          count};
       const int64_t from = maximum(key, blocks[b].min_first),
                     to = minimum(key + keys, blocks[b].max_last + 1);
       if (from >= to) continue;

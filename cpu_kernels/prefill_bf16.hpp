@@ -25,15 +25,15 @@ struct PairSpace {
   float *ot, *scores, *lanes, *staging;
   int32_t *intervals;
   int64_t *mask_rows;
-  int64_t d_pairs, v_rows, k_stride, v_stride;
+  int64_t d_pairs, v_rows;
+  PairLayout k_layout, v_layout;
   size_t bytes;
-  PairSpace(const fa_problem &p, const Tiles &tiles, void *memory) {
+  PairSpace(const fa_problem &p, const Tiles &tiles, void *memory)
+      : k_layout(p.head_dim), v_layout(tiles.key_tile) {
     Arena arena = {static_cast<char *>(memory), 0};
     const int64_t keys = round_up(tiles.key_tile, PAIR_KEYS);
     d_pairs = round_up(p.head_dim, 32) / 2;
     v_rows = round_up(p.v_dim, 16);
-    k_stride = odd_lines(2 * d_pairs);
-    v_stride = odd_lines(keys);
     q = arena.take<uint32_t>(tiles.item_rows * d_pairs);
     ot = arena.take<float>(tiles.item_rows * v_rows);
     scores = arena.take<float>(keys * PAIR_SUB_ROWS);
@@ -42,11 +42,10 @@ struct PairSpace {
     intervals = arena.take<int32_t>(tiles.item_rows * 2);
     mask_rows = arena.take<int64_t>(tiles.item_rows);
     staging = arena.take<float>(W * maximum(d_pairs, round_up(p.v_dim, W)));
-    k_tile = arena.take<uint16_t>(keys * k_stride);
-    v_tile = arena.take<uint16_t>(round_up(p.v_dim, 32) * v_stride);
+    k_tile = arena.take<uint16_t>(keys / 16 * k_layout.block);
+    v_tile = arena.take<uint16_t>(round_up(p.v_dim, 32) / 16 * v_layout.block);
     bytes = arena.used;
   }
-  static int64_t odd_lines(int64_t elements) { return (round_up(elements, 32) / 32 | 1) * 32; }
 };
 
 // The queries of 16 rows as pairs: dst[pair][lane], `width` lanes apart; lanes without a row are 0.
@@ -66,31 +65,22 @@ inline void pack_queries(const fa_problem &p, const Sequence &seq, const Item &i
 }
 
 // Keys [key, key + n) as rows; zeros behind head_dim and, up to a multiple of PAIR_KEYS, behind the last key.
-inline void lay_key_rows(const KvRows &source, int64_t dim, int64_t d_pairs, int64_t key, int64_t n,
-                         uint16_t *dst, int64_t stride) {
-  for (int64_t done = 0; done < n;) {
-    const int64_t run = source.run(key + done, n - done);
-    const char *from = source.at(key + done);
-    for (int64_t j = done; j < done + run; ++j, from += source.row_bytes) {
-      uint16_t *const to = dst + j * stride;
-      const uint16_t *const row = reinterpret_cast<const uint16_t *>(from);
-      int64_t d = 0;
-      for (; d + 32 <= dim; d += 32) _mm512_storeu_si512(to + d, _mm512_loadu_si512(row + d));
-      if (d < dim) {
-        const __mmask32 some = (1u << (dim - d)) - 1;
-        _mm512_storeu_si512(to + d, _mm512_maskz_loadu_epi16(some, row + d));
-      }
+inline void lay_keys(const KvRows &source, int64_t dim, int64_t key, int64_t n, uint16_t *dst,
+                     const PairLayout &layout) {
+  for (int64_t j = 0; j < round_up(n, PAIR_KEYS); ++j) {
+    const uint16_t *const row = j < n ? reinterpret_cast<const uint16_t *>(source.at(key + j)) : nullptr;
+    uint16_t *to = dst + j / 16 * layout.block + j % 16 * layout.row;
+    for (int64_t d = 0; d < dim; d += 32, to += layout.step) {
+      const __mmask32 some = dim - d >= 32 ? ~0u : (1u << (dim - d)) - 1;
+      _mm512_storeu_si512(to, row ? _mm512_maskz_loadu_epi16(some, row + d) : _mm512_setzero_si512());
     }
-    done += run;
   }
-  for (int64_t j = n; j < round_up(n, PAIR_KEYS); ++j)
-    std::memset(dst + j * stride, 0, static_cast<size_t>(2 * d_pairs) * sizeof(uint16_t));
 }
 
 // 32 keys times 32 columns of V, transposed: dst[c][key]. Rows of neighbouring keys are interleaved to pairs,
 // which are then transposed as floats would be.
 inline void transpose_values(const uint16_t *const (&rows)[32], int64_t count, uint16_t *dst,
-                             int64_t stride) {
+                             const PairLayout &layout) {
   const __mmask32 some = count >= 32 ? ~0u : (1u << count) - 1;
   F low[W], high[W];
   for (int i = 0; i < W; ++i) {
@@ -105,19 +95,20 @@ inline void transpose_values(const uint16_t *const (&rows)[32], int64_t count, u
   // Interleaving works within quarters of the vectors: columns 0-3, 8-11, 16-19, 24-27 came low.
   for (int i = 0; i < W; ++i) {
     const int64_t column = i / 4 * 8 + i % 4;
-    store(reinterpret_cast<float *>(dst + column * stride), low[i]);
-    store(reinterpret_cast<float *>(dst + (column + 4) * stride), high[i]);
+    uint16_t *const to = dst + column / 16 * layout.block + column % 16 * layout.row;
+    store(reinterpret_cast<float *>(to), low[i]);
+    store(reinterpret_cast<float *>(to + 4 * layout.row), high[i]);
   }
 }
 
 inline void lay_values(const KvRows &source, int64_t dim, int64_t key, int64_t n, uint16_t *dst,
-                       int64_t stride) {
-  for (int64_t j = 0; j < n; j += 32) {
+                       const PairLayout &layout) {
+  for (int64_t j = 0; j < n; j += 32, dst += layout.step) {
     const uint16_t *rows[32];
     for (int64_t i = 0; i < 32; ++i)
       rows[i] = j + i < n ? reinterpret_cast<const uint16_t *>(source.at(key + j + i)) : nullptr;
     for (int64_t c = 0; c < dim; c += 32) {
-      transpose_values(rows, dim - c, dst + c * stride + j, stride);
+      transpose_values(rows, dim - c, dst + c / 16 * layout.block, layout);
       for (const uint16_t *&row : rows)
         if (row) row += 32;
     }
@@ -156,9 +147,26 @@ void raise_reference(const SubBlock &block, int64_t v_rows, const float *top, fl
       store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
 }
 
+// The largest score of each lane. Four chains, so that a maximum need not wait for the one before it.
+template <int NV>
+void largest_scores(const float *s, int64_t keys, float *top) {
+  F highest[4][NV];
+  for (int i = 0; i < 4; ++i)
+    for (int n = 0; n < NV; ++n) highest[i][n] = set1(-INFINITY);
+  int64_t j = 0;
+  for (; j + 4 <= keys; j += 4)
+    for (int i = 0; i < 4; ++i)
+      for (int n = 0; n < NV; ++n) highest[i][n] = max(load(s + ((j + i) * NV + n) * W), highest[i][n]);
+  for (; j < keys; ++j)
+    for (int n = 0; n < NV; ++n) highest[0][n] = max(load(s + (j * NV + n) * W), highest[0][n]);
+  for (int n = 0; n < NV; ++n)
+    store(top + n * W, max(max(highest[0][n], highest[1][n]), max(highest[2][n], highest[3][n])));
+}
+
 // Two vectors of weights, of one key and the next, as bfloat16 pairs. Half a unit in the last place is added,
 // the rest cut off.
 inline void store_pairs(uint32_t *dst, F first, F second) {
+  asm("" : "+v"(first), "+v"(second));  // else GCC 12 sends both through memory to make integers of them
   const __m512i half_unit = _mm512_set1_epi32(0x8000),
                 high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   const __m512i a = _mm512_add_epi32(_mm512_castps_si512(first), half_unit);
@@ -195,7 +203,7 @@ void attend_pairs(const fa_problem &p, const PairBlock &pair_block, const PairSp
   float *const s = space.scores;
   alignas(64) float top[NV * W], reference[NV * W];
   const int64_t padded = round_up(keys, PAIR_KEYS);
-  pair_product<NV, false>(k, space.k_stride, pair_block.q, space.d_pairs, s, padded);
+  pair_product<NV, false>(k, space.k_layout, pair_block.q, space.d_pairs, s, padded);
 
   const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
   const float scale = std::fabs(query_factor(p));
@@ -212,11 +220,7 @@ void attend_pairs(const fa_problem &p, const PairBlock &pair_block, const PairSp
     if (!full) {
       modify_tile<NV>(p, block, mod, full, key, keys, s, top);
     } else {
-      F highest[NV];
-      for (int n = 0; n < NV; ++n) highest[n] = set1(-INFINITY);
-      for (int64_t j = 0; j < keys; ++j)
-        for (int n = 0; n < NV; ++n) highest[n] = max(load(s + (j * NV + n) * W), highest[n]);
-      for (int n = 0; n < NV; ++n) store(top + n * W, highest[n]);
+      largest_scores<NV>(s, keys, top);
     }
     for (int n = 0; n < NV; ++n) store(top + n * W, mul(load(top + n * W), set1(factor)));
     raise_reference<NV>(block, space.v_rows, top, 1.0f);
@@ -224,7 +228,7 @@ void attend_pairs(const fa_problem &p, const PairBlock &pair_block, const PairSp
   }
   for (int64_t i = keys * NV; i < padded * NV; ++i) store(s + i * W, set1(-INFINITY));
   weights_pairs<NV>(block, reference, factor, padded, s, pair_block.weights);
-  pair_product<NV, true>(v, space.v_stride, pair_block.weights, padded / 2, block.ot, space.v_rows);
+  pair_product<NV, true>(v, space.v_layout, pair_block.weights, padded / 2, block.ot, space.v_rows);
 }
 
 inline size_t prefill_bf16_bytes(const fa_problem &p, const Tiles &tiles) {
@@ -273,15 +277,16 @@ inline void prefill_bf16(const fa_problem &p, const Sequence &seq, const Item &i
   begin -= begin % tiles.key_tile;  // tiles do not depend on which sub-blocks make the item
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);
-    lay_key_rows(k, p.head_dim, space.d_pairs, key, keys, space.k_tile, space.k_stride);
-    lay_values(v, p.v_dim, key, keys, space.v_tile, space.v_stride);
+    lay_keys(k, p.head_dim, key, keys, space.k_tile, space.k_layout);
+    lay_values(v, p.v_dim, key, keys, space.v_tile, space.v_layout);
     for (int b = 0; b < count; ++b) {
       const SubBlock &block = blocks[b].rows;
       // Whole groups of PAIR_KEYS are left out; within a group, keys out of sight are hidden.
       const int64_t skipped = maximum<int64_t>(0, block.min_first - key) / PAIR_KEYS * PAIR_KEYS;
       const int64_t from = key + skipped, to = minimum(key + keys, block.max_last + 1);
       if (from >= to) continue;
-      const uint16_t *const kt = space.k_tile + skipped * space.k_stride, *const vt = space.v_tile + skipped;
+      const uint16_t *const kt = space.k_tile + skipped / 16 * space.k_layout.block;
+      const uint16_t *const vt = space.v_tile + skipped / 32 * space.v_layout.step;
       if constexpr (PAIR_NV == 3) {
         if (block.nv == 3) attend_pairs<3>(p, blocks[b], space, modifiers[b], kt, vt, from, to - from);
       }

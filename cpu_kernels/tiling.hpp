@@ -9,6 +9,7 @@
 // KiB. The score product streams Q^T, the output product the scores, from L1 (48 KiB); the tile's keys and
 // values (64 KiB each) and the sub-blocks of an item stay in L2.
 #pragma once
+#include "kv_rows.hpp"
 #include "modifiers.hpp"
 
 namespace FA_NAMESPACE {
@@ -81,20 +82,19 @@ template <int NV, int K>
 inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t head_dim, const float *init,
                        float *s, float *top) {
   F acc[K][NV];
-  for (int n = 0; n < NV; ++n)
-    for (int r = 0; r < K; ++r) acc[r][n] = load(init + n * W);
+  FA_UNROLL for (int n = 0; n < NV; ++n) FA_UNROLL for (int r = 0; r < K; ++r) acc[r][n] = load(init + n * W);
 #pragma GCC unroll 2
   for (int64_t d = 0; d < head_dim; ++d) {
     F q[NV];
-    for (int n = 0; n < NV; ++n) q[n] = load(qt + (d * NV + n) * W);
-    for (int r = 0; r < K; ++r) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) q[n] = load(qt + (d * NV + n) * W);
+    FA_UNROLL for (int r = 0; r < K; ++r) {
       const F key = set1(k[r * stride + d]);
-      for (int n = 0; n < NV; ++n) acc[r][n] = fma(key, q[n], acc[r][n]);
+      FA_UNROLL for (int n = 0; n < NV; ++n) acc[r][n] = fma(key, q[n], acc[r][n]);
     }
   }
-  for (int n = 0; n < NV; ++n) {
+  FA_UNROLL for (int n = 0; n < NV; ++n) {
     F highest = load(top + n * W);
-    for (int r = 0; r < K; ++r) {
+    FA_UNROLL for (int r = 0; r < K; ++r) {
       highest = max(acc[r][n], highest);
       store(s + (r * NV + n) * W, acc[r][n]);
     }
@@ -105,32 +105,33 @@ inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t 
 template <int NV, int C>
 inline void output_columns(const float *s, const float *panel, int64_t keys, float *ot) {
   F acc[C][NV];
-  for (int c = 0; c < C; ++c)
-    for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * NV + n) * W);
+  FA_UNROLL for (int c = 0; c < C; ++c) FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] =
+      load(ot + (c * NV + n) * W);
 #pragma GCC unroll 2
   for (int64_t j = 0; j < keys; ++j) {
     F weight[NV];
-    for (int n = 0; n < NV; ++n) weight[n] = load(s + (j * NV + n) * W);
-    for (int c = 0; c < C; ++c) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) weight[n] = load(s + (j * NV + n) * W);
+    FA_UNROLL for (int c = 0; c < C; ++c) {
       const F value = set1(panel[j * KR + c]);
-      for (int n = 0; n < NV; ++n) acc[c][n] = fma(value, weight[n], acc[c][n]);
+      FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = fma(value, weight[n], acc[c][n]);
     }
   }
-  for (int c = 0; c < C; ++c)
-    for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
+  FA_UNROLL for (int c = 0; c < C; ++c) FA_UNROLL for (int n = 0; n < NV; ++n)
+      store(ot + (c * NV + n) * W, acc[c][n]);
 }
 
 // The rows of K and V that the next tile will read. Each sub-block brings its share of them into L2 between
 // its register tiles, so that copying the next tile does not wait for memory.
 struct Ahead {
-  const char *k, *v;
-  int64_t k_stride, v_stride, k_bytes, v_bytes;
-  int64_t row, rows, step;  // this sub-block's rows: row, row + step, ...
+  KvRows k, v;
+  int64_t key, k_bytes, v_bytes;  // first key of the next tile; bytes of a row
+  int64_t row, rows, step;  // this sub-block's rows of it: row, row + step, ...
 
   inline void fetch(int64_t count) {
     for (; count > 0 && row < rows; --count, row += step) {
-      for (int64_t at = 0; at < k_bytes; at += 64) __builtin_prefetch(k + row * k_stride + at, 0, 2);
-      for (int64_t at = 0; at < v_bytes; at += 64) __builtin_prefetch(v + row * v_stride + at, 0, 2);
+      const char *const k_row = k.at(key + row), *const v_row = v.at(key + row);
+      for (int64_t at = 0; at < k_bytes; at += 64) __builtin_prefetch(k_row + at, 0, 2);
+      for (int64_t at = 0; at < v_bytes; at += 64) __builtin_prefetch(v_row + at, 0, 2);
     }
   }
 };
@@ -186,7 +187,7 @@ void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
     for (int64_t i = 0; i < keys * NV; ++i) store(s + i * W, mul(tanh(load(s + i * W)), cap));
   }
   if (mod.slopes) {
-    for (int n = 0; n < NV; ++n) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) {
       float distance[W];  // from the query to the tile's first key
       for (int i = 0; i < W; ++i) distance[i] = static_cast<float>(key - mod.positions[n * W + i]);
       const F slope = load(mod.slopes + n * W), start = load(distance);
@@ -197,8 +198,8 @@ void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
     }
   }
   if (mod.mask_rows)
-    for (int n = 0; n < NV; ++n) add_mask(p, mod.mask_rows + n * W, key, keys, s + n * W, NV * W);
-  for (int n = 0; n < NV; ++n) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) add_mask(p, mod.mask_rows + n * W, key, keys, s + n * W, NV * W);
+  FA_UNROLL for (int n = 0; n < NV; ++n) {
     F highest = set1(-INFINITY);
     for (int64_t j = 0; j < keys; ++j) {
       float *at = s + (j * NV + n) * W;
@@ -217,20 +218,18 @@ void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
 template <int NV>
 void weights_tile(const SubBlock &block, const float *shift, float unit, int64_t keys, float *s) {
   if (shift)
-    for (int64_t j = 0; j < keys; ++j)
-      for (int n = 0; n < NV; ++n) {
+    for (int64_t j = 0; j < keys; ++j) FA_UNROLL for (int n = 0; n < NV; ++n) {
         float *at = s + (j * NV + n) * W;
         store(at, mul(add(load(at), load(shift + n * W)), set1(unit)));
       }
   F sum[NV];
-  for (int n = 0; n < NV; ++n) sum[n] = load(block.l + n * W);
-  for (int64_t j = 0; j < keys; ++j)
-    for (int n = 0; n < NV; ++n) {
+  FA_UNROLL for (int n = 0; n < NV; ++n) sum[n] = load(block.l + n * W);
+  for (int64_t j = 0; j < keys; ++j) FA_UNROLL for (int n = 0; n < NV; ++n) {
       const F weight = exp2(load(s + (j * NV + n) * W));
       sum[n] = add(sum[n], weight);
       store(s + (j * NV + n) * W, weight);
     }
-  for (int n = 0; n < NV; ++n) store(block.l + n * W, sum[n]);
+  FA_UNROLL for (int n = 0; n < NV; ++n) store(block.l + n * W, sum[n]);
 }
 
 // How the reference maximum of a sub-block moved with a tile.
@@ -243,14 +242,14 @@ template <int NV>
 Growth rescale(const SubBlock &block, int64_t v_dim, bool natural, const float *top, float *shift) {
   F growth[NV];
   bool grew = false, far = false;
-  for (int n = 0; n < NV; ++n) {
+  FA_UNROLL for (int n = 0; n < NV; ++n) {
     const F t = load(top + n * W);
     growth[n] = natural ? add(t, load(block.neg_m + n * W)) : t;
     grew |= any_gt(growth[n], load(block.limit + n * W));
   }
   if (!grew) return Growth::NONE;
   F factor[NV];
-  for (int n = 0; n < NV; ++n) {
+  FA_UNROLL for (int n = 0; n < NV; ++n) {
     const F t = load(top + n * W), limit = load(block.limit + n * W), old = load(block.neg_m + n * W);
     const F moved = select_gt(growth[n], limit, natural ? sub(zero(), t) : sub(old, t), old);
     const F change = sub(moved, old);  // what was really taken off, after rounding
@@ -264,8 +263,8 @@ Growth rescale(const SubBlock &block, int64_t v_dim, bool natural, const float *
     store(block.l + n * W, mul(load(block.l + n * W), factor[n]));
   }
   for (int64_t c = 0; c < v_dim; ++c)
-    for (int n = 0; n < NV; ++n)
-      store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
+    FA_UNROLL for (int n = 0; n < NV; ++n)
+        store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
   return far ? Growth::FAR : Growth::SOME;
 }
 
@@ -273,13 +272,11 @@ template <int NV>
 void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Rows k, Panels v,
                  int64_t key, int64_t keys, float *s, Ahead &ahead) {
   alignas(64) float top[NV * W], shift[NV * W], nothing[NV * W];
-  const auto reset_top = [&] {
-    for (int n = 0; n < NV; ++n) store(top + n * W, set1(-INFINITY));
-  };
+  const auto reset_top = [&] { FA_UNROLL for (int n = 0; n < NV; ++n) store(top + n * W, set1(-INFINITY)); };
   const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
   if (mod.any) {
     reset_top();
-    for (int n = 0; n < NV; ++n) store(nothing + n * W, zero());
+    FA_UNROLL for (int n = 0; n < NV; ++n) store(nothing + n * W, zero());
     score_tile<NV>(block, k, keys, p.head_dim, nothing, s, top, ahead);
     modify_tile<NV>(p, block, mod, full, key, keys, s, top);
     rescale<NV>(block, p.v_dim, true, top, shift);

@@ -2,8 +2,15 @@
 // file.
 #define FA_NAMESPACE fa_amx
 #include "pairs_amx.hpp"
-#include "../table_bf16.hpp"
+#include "../table_amx.hpp"
 
 namespace fa {
-extern const Kernels kernels_amx = FA_TABLE_BF16(FA_ISA_AMX);
+extern const Kernels kernels_amx = {FA_ISA_AMX,
+                                    fa_amx::W,
+                                    fa_amx::PAIR_SUB_ROWS,
+                                    fa_amx::AMX_DECODE_ROWS,
+                                    fa_amx::workspace_bytes,
+                                    fa_amx::prefill_bf16,
+                                    fa_amx::decode_amx,
+                                    fa_amx::merge_rows};
 }

@@ -2,18 +2,22 @@
 // One of two files with the same names; see pairs_dot.hpp for what they compute.
 //
 // Four tiles of sums share two of A and two of B, so that each tile loaded (8 cycles) is used twice (16
-// cycles a product). The intrinsics of GCC 12 do not tell the compiler which memory a tile load reads; the
-// fences do.
+// cycles a product). Each tile of A lies in 1 KiB of its own, in the order of use. The intrinsics of GCC 12
+// do not tell the compiler which memory a tile load reads; the fences do.
 #pragma once
 #include "simd.hpp"
 
 namespace FA_NAMESPACE {
 namespace {
 
-constexpr int PAIR_NV = 2;        // vectors of queries in a sub-block
-constexpr int PAIR_ROWS = 16;     // rows of A and C come in multiples of this
-constexpr int PAIR_STEP = 16;     // pairs come in multiples of this
-constexpr int64_t TILE_BYTES = 64;  // of a row
+constexpr int PAIR_NV = 2;     // vectors of queries in a sub-block
+constexpr int PAIR_STEP = 16;  // pairs come in multiples of this
+
+// How A lies in memory, in elements: 16 rows make a block, 32 columns a step.
+struct PairLayout {
+  int64_t row, step, block;
+  explicit PairLayout(int64_t columns) : row(32), step(512), block(round_up(columns, 32) * 16) {}
+};
 
 struct PairUnit {  // while it lives, this thread may compute products
   PairUnit() {
@@ -30,66 +34,60 @@ struct PairUnit {  // while it lives, this thread may compute products
 inline void compiler_fence() { asm volatile("" : : : "memory"); }
 
 template <int NV, bool ADD>
-void pair_product(const uint16_t *a, int64_t a_stride, const uint32_t *b, int64_t pairs, float *c,
+void pair_product(const uint16_t *a, const PairLayout &layout, const uint32_t *b, int64_t pairs, float *c,
                   int64_t rows) {
   static_assert(NV == 1 || NV == 2, "one case for each number of vectors");
   compiler_fence();
-  const int64_t a_bytes = a_stride * 2, c_bytes = NV * W * 4, a_block = 16 * a_stride, c_block = 16 * NV * W;
-  int64_t r = 0;
-  for (; r + 32 <= rows; r += 32, a += 2 * a_block, c += 2 * c_block) {
+  const int64_t line = NV * W * 4, below = 16 * NV * W;
+  for (; rows >= 32; rows -= 32, a += 2 * layout.block, c += 2 * below) {
     if constexpr (ADD) {
-      _tile_loadd(0, c, c_bytes);
-      _tile_loadd(2, c + c_block, c_bytes);
-      if constexpr (NV == 2) {
-        _tile_loadd(1, c + W, c_bytes);
-        _tile_loadd(3, c + c_block + W, c_bytes);
-      }
+      _tile_loadd(0, c, line);
+      if constexpr (NV == 2) _tile_loadd(1, c + W, line);
+      _tile_loadd(2, c + below, line);
+      if constexpr (NV == 2) _tile_loadd(3, c + below + W, line);
     } else {
       _tile_zero(0);
+      if constexpr (NV == 2) _tile_zero(1);
       _tile_zero(2);
-      if constexpr (NV == 2) {
-        _tile_zero(1);
-        _tile_zero(3);
-      }
+      if constexpr (NV == 2) _tile_zero(3);
     }
-    for (int64_t p = 0; p < pairs; p += PAIR_STEP) {
-      _tile_loadd(4, a + 2 * p, a_bytes);
-      _tile_loadd(6, b + p * NV * W, c_bytes);
+    const uint16_t *at = a;
+    for (int64_t p = 0; p < pairs; p += PAIR_STEP, at += layout.step) {
+      _tile_loadd(4, at, 64);
+      _tile_loadd(6, b + p * NV * W, line);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (NV == 2) {
-        _tile_loadd(7, b + p * NV * W + W, c_bytes);
+        _tile_loadd(7, b + p * NV * W + W, line);
         _tile_dpbf16ps(1, 4, 7);
       }
-      _tile_loadd(5, a + a_block + 2 * p, a_bytes);
+      _tile_loadd(5, at + layout.block, 64);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (NV == 2) _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, c, c_bytes);
-    _tile_stored(2, c + c_block, c_bytes);
-    if constexpr (NV == 2) {
-      _tile_stored(1, c + W, c_bytes);
-      _tile_stored(3, c + c_block + W, c_bytes);
-    }
+    _tile_stored(0, c, line);
+    if constexpr (NV == 2) _tile_stored(1, c + W, line);
+    _tile_stored(2, c + below, line);
+    if constexpr (NV == 2) _tile_stored(3, c + below + W, line);
   }
-  if (r < rows) {
+  if (rows > 0) {
     if constexpr (ADD) {
-      _tile_loadd(0, c, c_bytes);
-      if constexpr (NV == 2) _tile_loadd(1, c + W, c_bytes);
+      _tile_loadd(0, c, line);
+      if constexpr (NV == 2) _tile_loadd(1, c + W, line);
     } else {
       _tile_zero(0);
       if constexpr (NV == 2) _tile_zero(1);
     }
-    for (int64_t p = 0; p < pairs; p += PAIR_STEP) {
-      _tile_loadd(4, a + 2 * p, a_bytes);
-      _tile_loadd(6, b + p * NV * W, c_bytes);
+    for (int64_t p = 0; p < pairs; p += PAIR_STEP, a += layout.step) {
+      _tile_loadd(4, a, 64);
+      _tile_loadd(6, b + p * NV * W, line);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (NV == 2) {
-        _tile_loadd(7, b + p * NV * W + W, c_bytes);
+        _tile_loadd(7, b + p * NV * W + W, line);
         _tile_dpbf16ps(1, 4, 7);
       }
     }
-    _tile_stored(0, c, c_bytes);
-    if constexpr (NV == 2) _tile_stored(1, c + W, c_bytes);
+    _tile_stored(0, c, line);
+    if constexpr (NV == 2) _tile_stored(1, c + W, line);
   }
   compiler_fence();
 }

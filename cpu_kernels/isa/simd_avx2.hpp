@@ -82,6 +82,10 @@ inline F load_kv(const bfloat *p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
+inline F load_kv(const int8_t *p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
 template <class T>
 inline F load_kv(const T *p, int n) {
   T padded[W] = {};

@@ -70,6 +70,9 @@ inline F load_kv(const bfloat *p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
+inline F load_kv(const int8_t *p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+}
 
 // The first n < W elements, zeros behind them; nothing past the n-th is read.
 inline F load_kv(const float *p, int n) {
@@ -81,6 +84,10 @@ inline F load_kv(const half *p, int n) {
 inline F load_kv(const bfloat *p, int n) {
   const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline F load_kv(const int8_t *p, int n) {
+  const __m128i bytes = _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << n) - 1), p);
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 }
 
 inline void store_as(float *p, F v) { _mm512_storeu_ps(p, v); }

@@ -84,6 +84,7 @@ inline F exp2(F x) {
 inline F load_kv(const float *p) { return load(p); }
 inline F load_kv(const half *p) { return F{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}; }
 inline F load_kv(const bfloat *p) { return F{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}; }
+inline F load_kv(const int8_t *p) { return __builtin_convertvector(I{p[0], p[1], p[2], p[3]}, F); }
 template <class T>
 inline F load_kv(const T *p, int n) {
   T padded[W] = {};

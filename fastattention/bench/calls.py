@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import numpy as np
 from .. import attention, cpu_kernels, get_isa, set_isa
 from .cases import Case
 from .data import Data
+from .plan import explain, kernel_options
 
 __all__ = ["forced_isa", "make_out", "missing", "our_call"]
 
@@ -29,11 +29,10 @@ def missing(case: Case, only: str | None = None) -> str | None:
             return f"this machine or this build lacks {case.isa}"
         if only not in (None, case.isa):
             return f"the run is forced to {only}, the row to {case.isa}"
-    takes = inspect.signature(cpu_kernels.attention).parameters
-    if case.dtype == "int8" and "k_scales" not in takes:
-        return "this build has no int8 caches"
-    if case.page_size is not None and "block_table" not in takes:
-        return "this build has no paged caches"
+    try:
+        explain(case, case.isa or get_isa())
+    except ValueError as problem:
+        return f"this build has no kernels for it: {problem}"
     return None
 
 
@@ -89,22 +88,17 @@ def our_call(case: Case, data: Data, out: np.ndarray) -> Callable[[], object]:
 def _kernel_call(case: Case, data: Data, out: np.ndarray) -> Callable[[], object]:
     if case.mask is not None:
         raise ValueError(f"{case.name}: masks over pages or int8 are no row of the benchmark")
-    left, right = case.window or (-1, -1)
-    options: dict[str, object] = {
-        "scale": case.head_dim**-0.5,
-        "window_left": left,
-        "window_right": 0 if case.causal else right,
-        "num_threads": case.threads,
-        "isa": get_isa(),
-    }
+    options = kernel_options(case, get_isa())
     if case.dtype == "int8":
         options |= {"k_scales": data.k_scales, "v_scales": data.v_scales}
     if case.page_size is not None:
-        lengths = np.full(case.batch, case.k_len, dtype=np.int64)
-        options |= {"block_table": data.block_table, "page_size": case.page_size, "kv_lengths": lengths}
+        options |= {
+            "block_table": data.block_table,
+            "kv_lengths": np.full(case.batch, case.k_len, dtype=np.int64),
+        }
 
     def call() -> object:
-        cpu_kernels.attention(data.q, data.k, data.v, out, **options)  # type: ignore[arg-type]
+        cpu_kernels.attention(data.q, data.k, data.v, out, **options)
         return out
 
     return call

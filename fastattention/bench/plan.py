@@ -1,26 +1,21 @@
-"""What the kernels would do with a case, asked without its arrays: whose kernels run, how much memory."""
+"""What the kernels would do with a case, asked without its data: whose kernels run, how much memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..cpu_kernels import ISAS
-from ..cpu_kernels._native import ffi, lib
-from .cases import Case
+import numpy as np
 
-__all__ = ["Plan", "explain"]
+from .. import cpu_kernels
+from .cases import DTYPES, Case
 
-_CODE = {
-    "float32": lib.FA_FLOAT32,
-    "float16": lib.FA_FLOAT16,
-    "bfloat16": lib.FA_BFLOAT16,
-    "int8": lib.FA_INT8,
-}
+__all__ = ["Plan", "explain", "kernel_options"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A part of ``fa_plan``.
+    """A part of what `cpu_kernels.explain` returns.
 
     Attributes
     ----------
@@ -38,36 +33,53 @@ class Plan:
     shared_bytes: int
 
 
+def kernel_options(case: Case, isa: str) -> dict[str, Any]:
+    """Return the arguments of `cpu_kernels.attention` that are no arrays."""
+    left, right = case.window or (-1, -1)
+    options: dict[str, Any] = {
+        "scale": case.head_dim**-0.5,
+        "window_left": left,
+        "window_right": 0 if case.causal else right,
+        "num_threads": case.threads,
+        "isa": isa,
+    }
+    if case.page_size is not None:
+        options |= {"page_size": case.page_size, "max_seqlen_k": case.k_len}
+    return options
+
+
 def explain(case: Case, isa: str) -> Plan:
     """Ask the kernels of `isa` for their plan.
 
     Raises
     ------
     ValueError
-        When this build has no kernels for the case in `isa`.
+        When this build has no kernels for the case in `isa`, or the machine cannot run them.
     """
-    p = ffi.new("fa_problem *")
-    p.batch, p.q_heads, p.kv_heads = case.batch, case.q_heads, case.kv_heads
-    p.q_len, p.k_len, p.head_dim, p.v_dim = case.q_len, case.k_len, case.head_dim, case.value_dim
-    p.q_dtype, p.kv_dtype = _CODE[case.q_dtype], _CODE[case.dtype]
-    p.window_left, p.window_right = case.window or (-1, -1)
-    if case.causal:
-        p.window_right = 0
-    if case.mask:
-        p.mask_kind = lib.FA_MASK_BOOL if case.mask == "bool" else lib.FA_MASK_FLOAT32
-    # Nothing behind a pointer is read; that there is one tells pages and int8 from the rest.
-    somewhere = ffi.new("int64_t *")
+
+    def empty(*shape: int, dtype: str, last: int = 1) -> np.ndarray:
+        # One row stands for all, by strides of 0: no gigabytes are taken to ask a question.
+        return np.broadcast_to(np.empty(last, DTYPES[dtype]), (*shape, last))
+
+    options = kernel_options(case, isa)
+    places = (case.batch, case.kv_heads, case.k_len)
+    if case.page_size is not None:
+        count = case.k_len // case.page_size
+        places = (case.batch * count, case.kv_heads, case.page_size)
+        options["block_table"] = np.zeros((case.batch, count), np.int32)
+        options["kv_lengths"] = np.full(case.batch, case.k_len, np.int64)
     if case.dtype == "int8":
-        p.k_scales = p.v_scales = ffi.cast("float *", somewhere)
-    if case.page_size:
-        p.block_table = ffi.cast("int32_t *", somewhere)
-        p.page_size, p.block_table_stride = case.page_size, case.k_len // case.page_size
-    rows = case.page_size or case.k_len
-    p.q_strides = (case.q_heads * case.q_len * case.head_dim, case.q_len * case.head_dim, case.head_dim)
-    p.k_strides = (case.kv_heads * rows * case.head_dim, rows * case.head_dim, case.head_dim)
-    p.v_strides = (case.kv_heads * rows * case.value_dim, rows * case.value_dim, case.value_dim)
-    p.num_threads, p.isa = case.threads, ISAS.index(isa)
-    plan = ffi.new("fa_plan *")
-    if lib.fa_explain(p, plan) != lib.FA_OK:
-        raise ValueError(f"isa: {isa!r}: no kernels for {case.name} here")
-    return Plan(ISAS[plan.isa], int(plan.threads), int(plan.thread_bytes), int(plan.shared_bytes))
+        scales = np.broadcast_to(np.empty(1, np.float32), places)
+        options |= {"k_scales": scales, "v_scales": scales}
+    if case.mask is not None:
+        mask = np.empty(1, bool if case.mask == "bool" else np.float32)
+        options["mask"] = np.broadcast_to(mask, (case.batch, case.q_heads, case.q_len, case.k_len))
+    queries = (case.batch, case.q_heads, case.q_len)
+    plan = cpu_kernels.explain(
+        empty(*queries, dtype=case.q_dtype, last=case.head_dim),
+        empty(*places, dtype=case.dtype, last=case.head_dim),
+        empty(*places, dtype=case.dtype, last=case.value_dim),
+        empty(*queries, dtype=case.q_dtype, last=case.value_dim),
+        **options,
+    )
+    return Plan(plan["isa"], plan["threads"], plan["thread_bytes"], plan["shared_bytes"])

@@ -151,7 +151,6 @@ def bars(run: Run) -> Figure:
         axes = figure.add_subplot(1, len(kinds), place + 1)
         _bars(axes, rows, names)
     figure.suptitle(_caption(run), fontsize=10)
-    figure.supxlabel("percent of the measured limit (useful FLOPs or bytes of keys and values)", fontsize=9)
     shown: dict[str, Artist] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
@@ -164,6 +163,7 @@ def bars(run: Run) -> Figure:
 
 def _bars(axes: Axes, rows: list[Row], names: list[str]) -> None:
     height = 0.8 / (1 + len(names))
+    prefill = rows[0].case.kind == "prefill"
     for number, name in enumerate([None, *names]):
         colour, hatch = (_BLUE, "") if name is None else _PEERS.get(name, (_SKY, "xx"))
         places, widths = [], []
@@ -195,7 +195,9 @@ def _bars(axes: Axes, rows: list[Row], names: list[str]) -> None:
         label = "_" if index else "target"  # the legend leaves out what begins so
         axes.vlines(goal, place - 0.45, place - 0.35 + height, color="#D55E00", linewidth=2.5, label=label)
     axes.set_yticks(range(len(rows)), [row.case.name for row in rows], fontsize=7)
-    axes.margins(y=0.01)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(100, color=_BLACK, linewidth=0.8)
+    axes.set_xlabel(
+        f"percent of the measured limit ({'useful FLOPs' if prefill else 'bytes of keys and values'})"
+    )
     axes.grid(axis="x", alpha=0.3)

@@ -24,10 +24,11 @@ WIDTH = 110
 
 def print_report(run: Run, console: Console) -> None:
     """Print the machine, a row for each case, and what has to be known to read them."""
+    console.width = max(WIDTH, console.width)  # in a narrower window lines wrap, and nothing is cut off
     _print_heading(run, console)
     notes: list[str] = []
     for table in tables(run, notes):
-        console.print(table)
+        console.print(table, crop=False)
         console.print()
     for number, note in enumerate(notes, 1):
         console.print(f"[{number}] {note}", markup=False, highlight=False, soft_wrap=True)

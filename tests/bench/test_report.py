@@ -196,6 +196,9 @@ def test_every_table_fits_its_width() -> None:
     for table in report.tables(run, []):
         console = Console(file=io.StringIO(), width=1000)
         assert console.measure(table).maximum <= report.WIDTH, table.title
+    narrow = render(run, width=60)
+    for row in rows:
+        assert f"{row.case.name.partition('/')[2]} " in narrow
 
 
 def test_report_without_peers_or_rows() -> None:

@@ -4,9 +4,10 @@ One run holds everything its figures rest on. The machine's limits are probed be
 are checked against the reference before anything is timed. Other libraries, where installed, get the same
 arrays and the same cores, and are checked likewise.
 
-`cases` says what is measured and how useful work is counted, `limits` what a row is judged by, `measure` how
-an output is checked, `rounds` in what order everybody is timed, `peers` how other libraries join, `targets`
-what the kernels are meant to reach.
+`cases` says what a row is and how useful work is counted, `rows` which there are, `data` what lies in their
+arrays, `calls` how we are called, `limits` what a row is judged by, `measure` how an output is checked,
+`rounds` in what order everybody is timed, `peers` how other libraries join, `memory` what a call needs beside
+its arrays, `targets` what the kernels are meant to reach.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads of the rows that use several (default: all cores; 1: only one-thread rows)",
     )
-    parser.add_argument("--isa", metavar="NAME", help="force an instruction set: baseline, avx2, avx512")
+    parser.add_argument(
+        "--isa",
+        metavar="NAME",
+        help="force an instruction set, such as avx2 (fastattention config lists them)",
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few rows, short timings: half a minute")
     size.add_argument("--full", action="store_true", help="more and longer rows")

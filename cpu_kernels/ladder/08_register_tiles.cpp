@@ -1,0 +1,108 @@
+#include "ladder.hpp"
+#include "vector.hpp"
+#include "exp2.hpp"
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int R = 8, NV = 3;  // 24 accumulators, 3 queries, 32 registers
+#elif defined(__AVX2__)
+constexpr int R = 4, NV = 3;  // 12 accumulators, 3 queries, 1 broadcast: 16 registers
+#else
+constexpr int R = 4, NV = 2;
+#endif
+constexpr int64_t QUERIES = NV * W, KEYS = 128, MAX_DIM = 256;
+
+struct Block {
+  alignas(64) float qt[MAX_DIM * QUERIES], ot[MAX_DIM * QUERIES], s[KEYS * QUERIES];
+  F m[NV], l[NV];
+  I seen[NV];  // keys each query sees
+};
+
+template <int N>
+inline void score_rows(const float *qt, const float *k, int64_t D, float *s) {
+  F acc[N][NV] = {};
+  for (int64_t d = 0; d < D; ++d) {
+    F q[NV];
+    for (int n = 0; n < NV; ++n) q[n] = load(qt + (d * NV + n) * W);
+    for (int r = 0; r < N; ++r)
+      for (int n = 0; n < NV; ++n) acc[r][n] += q[n] * k[r * D + d];
+  }
+  for (int r = 0; r < N; ++r)
+    for (int n = 0; n < NV; ++n) store(s + (r * NV + n) * W, acc[r][n]);
+}
+
+inline void output_columns(const float *s, const float *v, int64_t keys, int64_t D, float *ot) {
+  F acc[R][NV];
+  for (int c = 0; c < R; ++c)
+    for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * NV + n) * W);
+  for (int64_t j = 0; j < keys; ++j) {
+    F weight[NV];
+    for (int n = 0; n < NV; ++n) weight[n] = load(s + (j * NV + n) * W);
+    for (int c = 0; c < R; ++c)
+      for (int n = 0; n < NV; ++n) acc[c][n] += weight[n] * v[j * D + c];
+  }
+  for (int c = 0; c < R; ++c)
+    for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
+}
+
+void softmax(Block &b, int64_t key, int64_t keys, bool full, int64_t D) {
+  for (int n = 0; n < NV; ++n) {
+    F top = b.m[n];
+    for (int64_t j = 0; j < keys; ++j) {
+      float *at = b.s + (j * NV + n) * W;
+      if (!full) store(at, static_cast<int32_t>(key + j) < b.seen[n] ? load(at) : all(-INFINITY));
+      top = larger(load(at), top);
+    }
+    const F factor = exp2(b.m[n] - top);
+    for (int64_t d = 0; d < D; ++d) {
+      float *at = b.ot + (d * NV + n) * W;
+      store(at, load(at) * factor);
+    }
+    F total = b.l[n] * factor;
+    for (int64_t j = 0; j < keys; ++j) {
+      float *at = b.s + (j * NV + n) * W;
+      const F weight = exp2(load(at) - top);
+      store(at, weight);
+      total += weight;
+    }
+    b.m[n] = top;
+    b.l[n] = total;
+  }
+}
+
+}  // namespace
+
+LADDER_STEP(08) {
+  const int64_t D = p.head_dim;
+  Block b;
+  for (int64_t h = 0; h < p.heads; ++h) {
+    const Head head = head_of(p, h);
+    for (int64_t row = 0; row < p.queries; row += QUERIES) {
+      const int64_t rows = smaller(QUERIES, p.queries - row);
+      for (int64_t i = 0; i < QUERIES; ++i) {
+        const int64_t query = row + smaller(i, rows - 1);  // lanes left over repeat the last query
+        b.m[i / W][i % W] = -INFINITY;
+        b.l[i / W][i % W] = 0;
+        b.seen[i / W][i % W] = static_cast<int32_t>(visible(p, query));
+        for (int64_t d = 0; d < D; ++d) {
+          b.qt[d * QUERIES + i] = head.q[query * D + d] * p.scale * LOG2E;
+          b.ot[d * QUERIES + i] = 0;
+        }
+      }
+      const int64_t end = visible(p, row + rows - 1);
+      for (int64_t key = 0; key < end; key += KEYS) {
+        const int64_t keys = smaller(KEYS, end - key);
+        int64_t j = 0;
+        for (; j + R <= keys; j += R) score_rows<R>(b.qt, head.k + (key + j) * D, D, b.s + j * QUERIES);
+        for (; j < keys; ++j) score_rows<1>(b.qt, head.k + (key + j) * D, D, b.s + j * QUERIES);
+        softmax(b, key, keys, key + keys <= visible(p, row), D);
+        for (int64_t d = 0; d < D; d += R)
+          output_columns(b.s, head.v + key * D + d, keys, D, b.ot + d * QUERIES);
+      }
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t d = 0; d < D; ++d)
+          head.out[(row + i) * D + d] = b.ot[d * QUERIES + i] / b.l[i / W][i % W];
+    }
+  }
+}

@@ -1,3 +1,15 @@
+// Three loops and a softmax, as the formula is written: for each query all scores, their maximum, their
+// exponentials, and then the output, number by number.
+//
+// What the compiler makes of it, at -O3: sums of floats keep the order they are written in, since another
+// order rounds differently and only -ffast-math would permit it. So GCC multiplies q and k a vector at a time,
+// then takes the products out of the vector and adds them one after the other. expf is a call to libm, score
+// by score.
+//
+// What binds: latency. A pair of query and key is D additions for the score and D for the output, each of
+// which waits some 4 cycles for the one before; the core overlaps a few such chains by looking ahead, and
+// that is all the parallelism there is. The last loop walks down a column of V: of each cache line of 16
+// floats it uses one, and comes back for the next D / 16 * 16 times.
 #include "ladder.hpp"
 
 LADDER_STEP(00) {

@@ -1,3 +1,10 @@
+// Walk V in the order it lies in memory: key by key, adding a whole row of V to the whole output row.
+//
+// Why it is faster: the D sums of a row do not depend on one another, so the compiler may work on a vector of
+// them at a time without changing the order in any of them; and a cache line of V is used whole when it is
+// there. Nothing but the order of two loops has changed.
+//
+// What binds: the score. Its D additions are still one chain, because they all go into one number.
 #include "ladder.hpp"
 
 LADDER_STEP(01) {

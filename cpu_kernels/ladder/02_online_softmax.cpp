@@ -1,3 +1,11 @@
+// One pass over the keys: keep the largest score so far, and rescale what was summed when it grows.
+//
+// The idea is Milakov and Gimelshein's (arXiv 1805.02867), carried from the denominator to the output row.
+// The row of scores is gone: memory beyond the output no longer grows with the number of keys.
+//
+// Why it is not faster: the row of scores lay in the cache anyway, and the arithmetic is the same, with a
+// comparison more. The gain is freedom. A key is done with when it was looked at once, so that keys may come
+// in pieces of any size; every step from here on relies on it. What binds is what bound before.
 #include "ladder.hpp"
 
 LADDER_STEP(02) {

@@ -1,3 +1,13 @@
+// Vectors along head_dim: W products at a time, added up lane by lane, and across the lanes once at the end.
+//
+// Why it is faster: we may reorder the sum where the compiler must not. A score is a chain of D / W
+// multiply-adds in place of D, and the scores of the next keys, which need nothing of this one, overlap
+// with it.
+//
+// What binds: everything but multiply-adds. A pair has 2 D / W of those, 8 at D = 64 and W = 16. Around them
+// stand: two loads for each multiply-add of the score; two loads and a store for each of the output, for the
+// output row is too long-lived for a register; log2(W) shuffles and additions, one after the other, to
+// sum across the lanes; and a call of expf, some tens of instructions for one number.
 #include "ladder.hpp"
 #include "vector.hpp"
 

@@ -1,3 +1,15 @@
+// Queries in the lanes: W queries side by side, so that one multiply-add takes one key a step further for all.
+//
+// Q is transposed once for a block, and so is the output. The score of a key is the sum over d of
+// Q^T[d] (a vector: element d of W queries) times K[j][d] (a scalar, broadcast by its load).
+//
+// Why it is faster: nothing is summed across lanes any more, neither scores nor maxima nor denominators; a
+// column of the output stays in a register for all keys of a tile; and masks and exponentials work on whole
+// vectors whatever the number of keys. head_dim need not be a multiple of anything.
+//
+// What binds: latency again. Each score, and each output column, is one chain of multiply-adds of 4 cycles
+// each, where the core could start two every cycle: it would take 8 chains at once to keep it busy. And each
+// multiply-add loads both a vector and a scalar, of which the core can load two a cycle.
 #include "ladder.hpp"
 #include "vector.hpp"
 #include "exp2.hpp"
@@ -69,8 +81,9 @@ LADDER_STEP(07) {
         for (int64_t d = 0; d < D; ++d)
           store(b.ot + d * W, column(b.s, head.v + key * D + d, keys, D, load(b.ot + d * W)));
       }
+      const F share = 1 / b.l;
       for (int64_t i = 0; i < rows; ++i)
-        for (int64_t d = 0; d < D; ++d) head.out[(row + i) * D + d] = b.ot[d * W + i] / b.l[i];
+        for (int64_t d = 0; d < D; ++d) head.out[(row + i) * D + d] = b.ot[d * W + i] * share[i];
     }
   }
 }

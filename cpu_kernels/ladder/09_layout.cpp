@@ -1,0 +1,153 @@
+// Layout: each tile is copied into the order in which it will be read, once for 4 blocks of queries.
+//
+// K goes to rows an odd number of cache lines apart, so that the rows of a tile spread over all sets of L1.
+// V goes to panels of R columns: a register tile of the output then reads one panel from end to end, every
+// byte of each line, in the order that the prefetcher guesses. The panels, too, lie an odd number of lines
+// apart: at exactly 4 KiB all of them would begin in the same set, and the copy itself would be slow.
+//
+// Why it is faster: the copy is one load and one store for an element that 4 blocks use, and it makes both
+// products read from L1 what they read from L2 before. It gains where rows are long, D = 128 and more; at
+// D = 64 rows are so short that step 08 hardly missed, and the copy can even cost a little.
+//
+// What binds: the multiply-add units, with the softmax beside them.
+#include "item.hpp"
+#include "exp2.hpp"
+
+namespace {
+
+constexpr int64_t QUERIES = NV * W, BLOCKS = ITEM_ROWS / QUERIES, KEYS = 128, MAX_DIM = 256;
+constexpr int64_t LINE = 16;  // floats of a cache line
+constexpr int64_t PANEL = KEYS * R + LINE;
+
+struct Block {
+  alignas(64) float qt[MAX_DIM * QUERIES], ot[MAX_DIM * QUERIES];
+  F m[NV], l[NV];
+  I seen[NV];  // keys each query sees
+  int64_t row, rows;
+};
+
+struct Tile {
+  alignas(64) float k[KEYS * (MAX_DIM + LINE)];
+  alignas(64) float v[PANEL * MAX_DIM / R];
+  alignas(64) float s[KEYS * QUERIES];
+  int64_t stride;  // from one row of k to the next
+};
+
+template <int N>
+inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t D, float *s) {
+  F acc[N][NV] = {};
+  for (int64_t d = 0; d < D; ++d) {
+    F q[NV];
+    for (int n = 0; n < NV; ++n) q[n] = load(qt + (d * NV + n) * W);
+    for (int r = 0; r < N; ++r)
+      for (int n = 0; n < NV; ++n) acc[r][n] += q[n] * k[r * stride + d];
+  }
+  for (int r = 0; r < N; ++r)
+    for (int n = 0; n < NV; ++n) store(s + (r * NV + n) * W, acc[r][n]);
+}
+
+inline void output_columns(const float *s, const float *panel, int64_t keys, float *ot) {
+  F acc[R][NV];
+  for (int c = 0; c < R; ++c)
+    for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * NV + n) * W);
+  for (int64_t j = 0; j < keys; ++j) {
+    F weight[NV];
+    for (int n = 0; n < NV; ++n) weight[n] = load(s + (j * NV + n) * W);
+    for (int c = 0; c < R; ++c)
+      for (int n = 0; n < NV; ++n) acc[c][n] += weight[n] * panel[j * R + c];
+  }
+  for (int c = 0; c < R; ++c)
+    for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
+}
+
+void softmax(Block &b, float *scores, int64_t key, int64_t keys, bool full, int64_t D) {
+  for (int n = 0; n < NV; ++n) {
+    F top = b.m[n];
+    for (int64_t j = 0; j < keys; ++j) {
+      float *at = scores + (j * NV + n) * W;
+      if (!full) store(at, static_cast<int32_t>(key + j) < b.seen[n] ? load(at) : all(-INFINITY));
+      top = larger(load(at), top);
+    }
+    const F factor = exp2(b.m[n] - top);
+    for (int64_t d = 0; d < D; ++d) {
+      float *at = b.ot + (d * NV + n) * W;
+      store(at, load(at) * factor);
+    }
+    F total = b.l[n] * factor;
+    for (int64_t j = 0; j < keys; ++j) {
+      float *at = scores + (j * NV + n) * W;
+      const F weight = exp2(load(at) - top);
+      store(at, weight);
+      total += weight;
+    }
+    b.m[n] = top;
+    b.l[n] = total;
+  }
+}
+
+void begin(Block &b, const ladder_problem &p, const float *q) {
+  for (int64_t i = 0; i < QUERIES; ++i) {
+    const int64_t query = b.row + smaller(i, b.rows - 1);  // lanes left over repeat the last query
+    b.m[i / W][i % W] = -INFINITY;
+    b.l[i / W][i % W] = 0;
+    b.seen[i / W][i % W] = static_cast<int32_t>(visible(p, query));
+    for (int64_t d = 0; d < p.head_dim; ++d) {
+      b.qt[d * QUERIES + i] = q[query * p.head_dim + d] * p.scale * LOG2E;
+      b.ot[d * QUERIES + i] = 0;
+    }
+  }
+}
+
+void end(const Block &b, float *out, int64_t D) {
+  for (int64_t i = 0; i < b.rows; ++i) {
+    const float share = 1 / b.l[i / W][i % W];
+    for (int64_t d = 0; d < D; ++d) out[(b.row + i) * D + d] = b.ot[d * QUERIES + i] * share;
+  }
+}
+
+void copy_tile(Tile &t, const float *k, const float *v, int64_t keys, int64_t D) {
+  t.stride = (D / LINE | 1) * LINE;
+  for (int64_t j = 0; j < keys; ++j) {
+    for (int64_t d = 0; d < D; d += W) store(t.k + j * t.stride + d, load(k + j * D + d));
+    for (int64_t d = 0; d < D; d += R)
+      std::memcpy(t.v + d / R * PANEL + j * R, v + j * D + d, R * sizeof(float));
+  }
+}
+
+void attend(Block &b, Tile &t, int64_t key, int64_t keys, bool full, int64_t D) {
+  int64_t j = 0;
+  for (; j + R <= keys; j += R) score_rows<R>(b.qt, t.k + j * t.stride, t.stride, D, t.s + j * QUERIES);
+  for (; j < keys; ++j) score_rows<1>(b.qt, t.k + j * t.stride, t.stride, D, t.s + j * QUERIES);
+  softmax(b, t.s, key, keys, full, D);
+  for (int64_t d = 0; d < D; d += R) output_columns(t.s, t.v + d / R * PANEL, keys, b.ot + d * QUERIES);
+}
+
+}  // namespace
+
+extern "C" void LADDER_SYMBOL(ladder_item_09)(const ladder_problem &p, int64_t h, int64_t row) {
+  const Head head = head_of(p, h);
+  const int64_t D = p.head_dim, last = smaller(row + ITEM_ROWS, p.queries);
+  Block blocks[BLOCKS];
+  Tile tile;
+  int64_t count = 0;
+  for (; row < last; row += QUERIES, ++count) {
+    blocks[count].row = row;
+    blocks[count].rows = smaller(QUERIES, last - row);
+    begin(blocks[count], p, head.q);
+  }
+  for (int64_t key = 0; key < visible(p, last - 1); key += KEYS) {
+    const int64_t copied = smaller(KEYS, visible(p, last - 1) - key);
+    copy_tile(tile, head.k + key * D, head.v + key * D, copied, D);
+    for (int64_t n = 0; n < count; ++n) {
+      Block &b = blocks[n];
+      const int64_t keys = smaller(copied, visible(p, b.row + b.rows - 1) - key);
+      if (keys > 0) attend(b, tile, key, keys, key + keys <= visible(p, b.row), D);
+    }
+  }
+  for (int64_t n = 0; n < count; ++n) end(blocks[n], head.out, D);
+}
+
+LADDER_STEP(09) {
+  for (int64_t h = 0; h < p.heads; ++h)
+    for (int64_t row = 0; row < p.queries; row += ITEM_ROWS) LADDER_SYMBOL(ladder_item_09)(p, h, row);
+}

@@ -2,9 +2,9 @@
 // exponentials, and then the output, number by number.
 //
 // What the compiler makes of it, at -O3: sums of floats keep the order they are written in, since another
-// order rounds differently and only -ffast-math would permit it. So GCC multiplies q and k a vector at a time,
-// then takes the products out of the vector and adds them one after the other. expf is a call to libm, score
-// by score.
+// order rounds differently and only -ffast-math would permit it. So GCC multiplies q and k a vector at a
+// time, then takes the products out of the vector and adds them one after the other. expf is a call to libm,
+// score by score.
 //
 // What binds: latency. A pair of query and key is D additions for the score and D for the output, each of
 // which waits some 4 cycles for the one before; the core overlaps a few such chains by looking ahead, and

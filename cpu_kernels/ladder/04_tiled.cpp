@@ -1,8 +1,8 @@
 // Tiles: 16 queries share 64 keys while those are in the L1 cache, as in FlashAttention (arXiv 2205.14135).
 //
 // Why it should be faster: step 03 reads all of K and V again for each query, 8 D bytes for 4 D operations.
-// Here a tile comes from L2 or memory once for 16 queries, a sixteenth of the traffic. And a tile's scores are
-// known before its first exponential, so the maximum moves once a tile, not once a key.
+// Here a tile comes from L2 or memory once for 16 queries, a sixteenth of the traffic. And a tile's scores
+// are known before its first exponential, so the maximum moves once a tile, not once a key.
 //
 // Why it is not, yet: the vectors of step 03 are slower than L2, so nobody waited for it; and with a mask it
 // is far slower, since hidden pairs are computed, hidden, and summed with weight 0: half of all pairs. What

@@ -1,11 +1,11 @@
 // The exponential, a vector at a time: a polynomial and integer arithmetic on the exponent (exp2.hpp).
 // log2(e) goes into the scale, so that the power is one of two.
 //
-// Why it is faster: W weights for about a dozen instructions, in place of W calls. It is exact to some 4 units
-// in the last place, no worse than what the sums around it lose.
+// Why it is faster: W weights for about a dozen instructions, in place of W calls. It is exact to some 4
+// units in the last place, no worse than what the sums around it lose.
 //
-// What binds: the two products. For each multiply-add of a score two loads, and log2(W) shuffles and additions
-// to end it; for each multiply-add of the output two loads and a store.
+// What binds: the two products. For each multiply-add of a score two loads, and log2(W) shuffles and
+// additions to end it; for each multiply-add of the output two loads and a store.
 #include "ladder.hpp"
 #include "vector.hpp"
 #include "exp2.hpp"

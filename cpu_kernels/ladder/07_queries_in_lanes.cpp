@@ -1,4 +1,5 @@
-// Queries in the lanes: W queries side by side, so that one multiply-add takes one key a step further for all.
+// Queries in the lanes: W queries side by side, so that one multiply-add takes one key a step further for
+// all.
 //
 // Q is transposed once for a block, and so is the output. The score of a key is the sum over d of
 // Q^T[d] (a vector: element d of W queries) times K[j][d] (a scalar, broadcast by its load).

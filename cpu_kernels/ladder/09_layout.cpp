@@ -11,20 +11,12 @@
 //
 // What binds: the multiply-add units, with the softmax beside them.
 #include "item.hpp"
-#include "exp2.hpp"
+#include "block.hpp"
 
 namespace {
 
-constexpr int64_t QUERIES = NV * W, BLOCKS = ITEM_ROWS / QUERIES, KEYS = 128, MAX_DIM = 256;
 constexpr int64_t LINE = 16;  // floats of a cache line
 constexpr int64_t PANEL = KEYS * R + LINE;
-
-struct Block {
-  alignas(64) float qt[MAX_DIM * QUERIES], ot[MAX_DIM * QUERIES];
-  F m[NV], l[NV];
-  I seen[NV];  // keys each query sees
-  int64_t row, rows;
-};
 
 struct Tile {
   alignas(64) float k[KEYS * (MAX_DIM + LINE)];
@@ -60,51 +52,6 @@ inline void output_columns(const float *s, const float *panel, int64_t keys, flo
     for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
 }
 
-void softmax(Block &b, float *scores, int64_t key, int64_t keys, bool full, int64_t D) {
-  for (int n = 0; n < NV; ++n) {
-    F top = b.m[n];
-    for (int64_t j = 0; j < keys; ++j) {
-      float *at = scores + (j * NV + n) * W;
-      if (!full) store(at, static_cast<int32_t>(key + j) < b.seen[n] ? load(at) : all(-INFINITY));
-      top = larger(load(at), top);
-    }
-    const F factor = exp2(b.m[n] - top);
-    for (int64_t d = 0; d < D; ++d) {
-      float *at = b.ot + (d * NV + n) * W;
-      store(at, load(at) * factor);
-    }
-    F total = b.l[n] * factor;
-    for (int64_t j = 0; j < keys; ++j) {
-      float *at = scores + (j * NV + n) * W;
-      const F weight = exp2(load(at) - top);
-      store(at, weight);
-      total += weight;
-    }
-    b.m[n] = top;
-    b.l[n] = total;
-  }
-}
-
-void begin(Block &b, const ladder_problem &p, const float *q) {
-  for (int64_t i = 0; i < QUERIES; ++i) {
-    const int64_t query = b.row + smaller(i, b.rows - 1);  // lanes left over repeat the last query
-    b.m[i / W][i % W] = -INFINITY;
-    b.l[i / W][i % W] = 0;
-    b.seen[i / W][i % W] = static_cast<int32_t>(visible(p, query));
-    for (int64_t d = 0; d < p.head_dim; ++d) {
-      b.qt[d * QUERIES + i] = q[query * p.head_dim + d] * p.scale * LOG2E;
-      b.ot[d * QUERIES + i] = 0;
-    }
-  }
-}
-
-void end(const Block &b, float *out, int64_t D) {
-  for (int64_t i = 0; i < b.rows; ++i) {
-    const float share = 1 / b.l[i / W][i % W];
-    for (int64_t d = 0; d < D; ++d) out[(b.row + i) * D + d] = b.ot[d * QUERIES + i] * share;
-  }
-}
-
 void copy_tile(Tile &t, const float *k, const float *v, int64_t keys, int64_t D) {
   t.stride = (D / LINE | 1) * LINE;
   for (int64_t j = 0; j < keys; ++j) {
@@ -127,14 +74,10 @@ void attend(Block &b, Tile &t, int64_t key, int64_t keys, bool full, int64_t D) 
 extern "C" void LADDER_SYMBOL(ladder_item_09)(const ladder_problem &p, int64_t h, int64_t row) {
   const Head head = head_of(p, h);
   const int64_t D = p.head_dim, last = smaller(row + ITEM_ROWS, p.queries);
-  Block blocks[BLOCKS];
+  Block blocks[ITEM_ROWS / QUERIES];
   Tile tile;
   int64_t count = 0;
-  for (; row < last; row += QUERIES, ++count) {
-    blocks[count].row = row;
-    blocks[count].rows = smaller(QUERIES, last - row);
-    begin(blocks[count], p, head.q);
-  }
+  for (; row < last; row += QUERIES) begin(blocks[count++], p, head.q, row, last);
   for (int64_t key = 0; key < visible(p, last - 1); key += KEYS) {
     const int64_t copied = smaller(KEYS, visible(p, last - 1) - key);
     copy_tile(tile, head.k + key * D, head.v + key * D, copied, D);

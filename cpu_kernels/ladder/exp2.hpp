@@ -1,8 +1,8 @@
 // 2^x for a vector, to some 4 units in the last place.
 //
-// x = n + f, n the nearest integer, |f| <= 1/2. Adding 1.5 * 2^23 leaves a float no bits for a fraction, so the
-// adder itself rounds x, and n stands in the low bits of the sum. 2^f is a polynomial of degree 5, fitted to
-// the smallest largest relative error (Remez). Adding n to the exponent bits multiplies by 2^n.
+// x = n + f, n the nearest integer, |f| <= 1/2. Adding 1.5 * 2^23 leaves a float no bits for a fraction, so
+// the adder itself rounds x, and n stands in the low bits of the sum. 2^f is a polynomial of degree 5, fitted
+// to the smallest largest relative error (Remez). Adding n to the exponent bits multiplies by 2^n.
 //
 // Below -100 it is 2^-100: nothing in float32 beside the row's largest weight, which is 1, and yet no
 // subnormal number, on which many processors are slow. So -inf, a hidden key, needs no branch.

@@ -17,8 +17,7 @@
 #else
 #define LADDER_SYMBOL(name) name
 #endif
-#define LADDER_STEP(number) \
-  extern "C" void LADDER_SYMBOL(ladder_attention_##number)(const ladder_problem &p)
+#define LADDER_STEP(number) extern "C" void LADDER_SYMBOL(ladder_attention_##number)(const ladder_problem &p)
 
 namespace {
 

@@ -5,9 +5,11 @@
 // are known before its first exponential, so the maximum moves once a tile, not once a key.
 //
 // Why it is not, yet: the vectors of step 03 are slower than L2, so nobody waited for it; and with a mask it
-// is far slower, since hidden pairs are computed, hidden, and summed with weight 0: half of all pairs. What
-// binds is the work inside the core, as before. The tile is what the next steps stand on: steps 05 to 07 each
-// need a block of scores to work on, and step 08 would wait for memory without it.
+// is far slower, since hidden pairs are computed, hidden, and summed with weight 0: half of all pairs. The
+// tile is what the next steps stand on: steps 05 to 07 each need a block of scores to work on, and step 08
+// would wait for memory without it.
+//
+// What binds: the work inside the core, as before.
 #include "ladder.hpp"
 #include "vector.hpp"
 

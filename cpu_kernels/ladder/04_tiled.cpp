@@ -1,13 +1,12 @@
 // Tiles: 16 queries share 64 keys while those are in the L1 cache, as in FlashAttention (arXiv 2205.14135).
 //
-// Why it should be faster: step 03 reads all of K and V again for each query, 8 D bytes for 4 D operations.
-// Here a tile comes from L2 or memory once for 16 queries, a sixteenth of the traffic. And a tile's scores
-// are known before its first exponential, so the maximum moves once a tile, not once a key.
+// Why it is faster, if K and V are larger than L2: step 03 reads all of them again for each query, 8 D bytes
+// for 4 D operations. Here a tile comes from further away once for 16 queries, a sixteenth of the traffic.
+// While they fit in L2, step 03 was too slow to wait for it, and nothing is gained. Under a causal mask much
+// is lost: hidden pairs are computed, hidden, and summed with weight 0, and they are half of all.
 //
-// Why it is not, yet: the vectors of step 03 are slower than L2, so nobody waited for it; and with a mask it
-// is far slower, since hidden pairs are computed, hidden, and summed with weight 0: half of all pairs. The
-// tile is what the next steps stand on: steps 05 to 07 each need a block of scores to work on, and step 08
-// would wait for memory without it.
+// What else it brings: a tile's scores are known before its first exponential, so the maximum moves once a
+// tile, not once a key. The next steps stand on that: each needs a block of scores to work on.
 //
 // What binds: the work inside the core, as before.
 #include "ladder.hpp"

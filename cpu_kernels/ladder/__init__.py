@@ -31,8 +31,7 @@ class Step(NamedTuple):
 
 
 def _text(pointer: Any) -> str:
-    text: str = ffi.string(pointer).decode()
-    return text
+    return str(ffi.string(pointer).decode())
 
 
 #: All steps, from the bottom up.
@@ -78,7 +77,7 @@ def attention(
     q, out : ndarray
         float32 (H, Sq, D), C-contiguous. `out` must not overlap the inputs.
     k, v : ndarray
-        float32 (H, Sk, D), C-contiguous. D is a multiple of 16, at most `MAX_HEAD_DIM`; Sq, Sk are at least 1.
+        float32 (H, Sk, D), C-contiguous. D is a multiple of 16, at most `MAX_HEAD_DIM`; no size is 0.
     causal : bool
         Query i sees the keys j <= i + Sk - Sq. Sq must then be at most Sk, so that every query sees a key.
     isa : str, optional
@@ -123,8 +122,8 @@ def _check(q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray, causal:
             raise TypeError(f"{name}: expected float32, got {array.dtype}")
         if array.ndim != 3 or 0 in array.shape or not array.flags.c_contiguous:
             raise ValueError(
-                f"{name}: expected a C-contiguous array (H, S, D) that is not empty, got shape {array.shape}, "
-                f"strides {array.strides}"
+                f"{name}: expected a C-contiguous array (H, S, D) that is not empty, "
+                f"got shape {array.shape}, strides {array.strides}"
             )
     heads, queries, head_dim = q.shape
     if head_dim % 16 or head_dim > MAX_HEAD_DIM:

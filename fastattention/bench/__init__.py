@@ -6,7 +6,7 @@ arrays and the same cores, and are checked likewise.
 
 `cases` says what is measured and how useful work is counted, `limits` what a row is judged by, `measure` how
 an output is checked, `rounds` in what order everybody is timed, `peers` how other libraries join, `targets`
-what the kernels are meant to reach.
+what the kernels are meant to reach. `ladder` is a benchmark of its own, of kernels to learn from.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter", metavar="WORDS", help='only rows with a part for every word, such as "decode float32"'
     )
+    parser.add_argument(
+        "--ladder",
+        action="store_true",
+        help="instead, climb from three loops to the library's kernel, one idea a step",
+    )
     parser.add_argument("--list", action="store_true", help="list the names of the rows, and stop")
     parser.add_argument(
         "--peers",
@@ -48,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json",
         type=Path,
         metavar="PATH",
-        help="where to write the results (default: results/bench-<cpu>-<date>.json)",
+        help="where to write the results (default: results/bench-<cpu>-<date>.json, or ladder-...)",
     )
     parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
 
@@ -76,10 +81,13 @@ def _peer_names(text: str) -> tuple[str, ...]:
 def main(args: argparse.Namespace) -> int:
     """Run the benchmark; return 0, or 1 when an output was wrong, or 2 when it could not run."""
     try:
-        from . import run
+        if args.ladder:
+            from .ladder import run
+        else:
+            from .run import run
     except ModuleNotFoundError as problem:
         if problem.name is None or problem.name.partition(".")[0] not in ("rich", "matplotlib"):
             raise
         print('fastattention bench needs more packages: pip install "fastattention[bench]"', file=sys.stderr)
         return 2
-    return run.run(args)
+    return run(args)

@@ -43,9 +43,7 @@ def solved(
 ) -> tuple[Problem, Expected]:
     """A problem of this shape whose queries are `gain` times standard normal, with its answer."""
     rng = np.random.default_rng([queries, keys, head_dim, causal])
-    q, k, v = (
-        rng.standard_normal((1, heads, n, head_dim)).astype(np.float32) for n in (queries, keys, keys)
-    )
+    q, k, v = (rng.standard_normal((1, heads, n, head_dim)).astype(np.float32) for n in (queries, keys, keys))
     problem = Problem(np.float32(gain) * q, k, v, {"causal": causal})
     return problem, solve(problem, "float32", "float32")
 
@@ -136,7 +134,7 @@ def test_every_step_is_one_lesson(step: ladder.Step) -> None:
     opening = text.partition("#include")[0]
     assert all(line.startswith("//") for line in opening.splitlines())
     assert "What binds" in opening
-    assert step.number == 0 or "Why it" in opening
+    assert step.number == 0 or "Why it is" in opening
     assert text.count(f"LADDER_STEP({step.number:02d})") == 1
     assert len(text.splitlines()) < 120
     assert step.idea

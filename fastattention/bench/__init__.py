@@ -42,10 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter", metavar="WORDS", help='only rows with a part for every word, such as "decode float32"'
     )
-    parser.add_argument(
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
         "--ladder",
         action="store_true",
         help="instead, climb from three loops to the library's kernel, one idea a step",
+    )
+    other.add_argument(
+        "--perplexity",
+        action="store_true",
+        help="instead, measure what rounding the KV cache costs a language model (needs the extra models)",
     )
     parser.add_argument("--list", action="store_true", help="list the names of the rows, and stop")
     parser.add_argument(
@@ -60,11 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="where to write the results (default: results/bench-<cpu>-<date>.json, or ladder-...)",
-    )
-    parser.add_argument(
-        "--perplexity",
-        action="store_true",
-        help="measure instead what rounding the KV cache costs a language model (needs the extra models)",
     )
     parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
 
@@ -91,12 +92,10 @@ def _peer_names(text: str) -> tuple[str, ...]:
 
 def main(args: argparse.Namespace) -> int:
     """Run the benchmark; return 0, or 1 when an output was wrong, or 2 when it could not run."""
-    if args.perplexity:
-        from . import perplexity
-
-        return perplexity.run(args)
     try:
-        if args.ladder:
+        if args.perplexity:
+            from .perplexity import run
+        elif args.ladder:
             from .ladder import run
         else:
             from .run import run

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import get_isa, threads
+from ..config import get_isa, set_isa, threads
 from .environment import describe
 
 if TYPE_CHECKING:
@@ -85,10 +85,19 @@ def run(args: argparse.Namespace) -> int:
     from ..models.errors import ModelError
 
     try:
+        if args.isa:
+            set_isa(args.isa)
+    except ValueError as problem:
+        print(f"fastattention bench: --isa: {problem}", file=sys.stderr)
+        return 2
+    try:
         result = measure(args.threads)
     except ModelError as error:
         print(f"fastattention bench: error: {error}", file=sys.stderr)
         return 2
+    finally:
+        if args.isa:
+            set_isa(None)
     path = args.json or Path("results") / f"perplexity-{result['model'].lower()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -161,3 +161,15 @@ def test_the_kernel_rounds_like_the_specification_bit_for_bit(width, size):
         expected, expected_scales = quantize.quantize(view)
         np.testing.assert_array_equal(integers, expected)
         np.testing.assert_array_equal(scales, expected_scales)
+
+
+def test_a_quotient_just_below_a_half_is_not_rounded_to_it_first():
+    """In float32 these quotients, 1.5 less a little, would become 1.5, and then 2."""
+    scale = np.float32(1 + 3 * 2.0**-23)
+    row = np.full((1, 1, 1, 5), 1.5 + 4 * 2.0**-23, np.float32)
+    row[..., 0] = np.float32(127 * np.float64(scale))
+    assert np.rint(row[..., 1] / scale) == 2
+    integers, scales = cpu_kernels.quantize(row)
+    assert scales == scale
+    assert integers.ravel().tolist() == [127, 1, 1, 1, 1]
+    np.testing.assert_array_equal(quantize.quantize(row)[0], integers)

@@ -15,8 +15,9 @@ from fastattention import cli, get_isa
 if not all(importlib.util.find_spec(name) for name in ("rich", "matplotlib")):
     pytest.skip("needs the extra bench", allow_module_level=True)
 
-from fastattention.bench import ladder, ladder_report, results
 from fastattention.cpu_kernels.ladder import STEPS
+
+from fastattention.bench import ladder, ladder_report, results
 
 QUICK = ["bench", "--ladder", "--quick", "--threads", "1"]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import fastattention
 from fastattention import cli
 from fastattention.bench import perplexity
 from fastattention.models import ModelError
@@ -32,13 +33,15 @@ def test_it_writes_the_result_and_judges_it(
     asked = []
 
     def measure(num_threads: int | None) -> dict[str, Any]:
-        asked.append(num_threads)
+        asked.append((num_threads, fastattention.get_isa()))
         return _result(int8)
 
     monkeypatch.setattr(perplexity, "measure", measure)
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["bench", "--perplexity", "--threads", "3"]) == code
-    assert asked == [3]
+    before = fastattention.get_isa()
+    assert cli.main(["bench", "--perplexity", "--threads", "3", "--isa", "baseline"]) == code
+    assert asked == [(3, "baseline")]
+    assert fastattention.get_isa() == before
     assert json.loads((tmp_path / "results" / "perplexity-tiny.json").read_text()) == _result(int8)
     out = capsys.readouterr().out
     assert f"{100 * int8:+.4f} %" in out
@@ -55,6 +58,8 @@ def test_a_missing_model_is_one_line(
 
     monkeypatch.setattr(perplexity, "measure", measure)
     monkeypatch.chdir(tmp_path)
+    assert cli.main(["bench", "--perplexity", "--isa", "avx1024"]) == 2
+    assert "fastattention bench: --isa: set_isa: 'avx1024'" in capsys.readouterr().err
     assert cli.main(["bench", "--perplexity"]) == 2
     assert capsys.readouterr().err == "fastattention bench: error: no model: it is not installed\n"
     assert not (tmp_path / "results").exists()

@@ -6,9 +6,9 @@
 // Likewise for the output: 8 columns times 3 vectors of queries. 48 queries now share each tile of K and V.
 //
 // What binds: for the first time mostly the multiply-add units: 2 D for each vector of scores. Of the rest,
-// the softmax is some 20 instructions for such a vector, over a tenth of the time at D = 64. The output product suffers from
-// addresses: it reads 8 floats of each row of V, half a cache line, with rows D floats apart. At D = 128 that
-// is 512 bytes, and 128 such lines fall into 8 of the 64 sets of L1, which hold 12 lines each.
+// the softmax is some 20 instructions for such a vector, over a tenth of the time at D = 64. The output
+// product suffers from addresses: it reads R floats of each row of V, half a cache line, with rows D floats
+// apart. At D = 128 that is 512 bytes, and 128 such lines fall into 8 of the 64 sets of L1, of 12 lines each.
 #include "block.hpp"
 #include "register_tile.hpp"
 

@@ -8,6 +8,9 @@
 // column of the output stays in a register for all keys of a tile; and masks and exponentials work on whole
 // vectors whatever the number of keys. head_dim need not be a multiple of anything.
 //
+// With 8 lanes (AVX2) the sums across lanes were shorter, and this step alone gains nothing; the next one
+// does.
+//
 // What binds: latency again. Each score, and each output column, is one chain of multiply-adds of 4 cycles
 // each, where the core could start two every cycle: it would take 8 chains at once to keep it busy. And each
 // multiply-add loads both a vector and a scalar, of which the core can load two a cycle.

@@ -6,7 +6,7 @@
 // last would leave the other cores idle at the end.
 //
 // What binds: each core's multiply-add units. What the cores share, the L3 cache and memory, sees only the
-// copies of the tiles.
+// tiles.
 #include "item.hpp"
 
 LADDER_STEP(10) {

@@ -12,6 +12,6 @@
   X(06, fast_exp, "exponentials a vector at a time") \
   X(07, queries_in_lanes, "queries side by side, no sums across lanes") \
   X(08, register_tiles, "many independent chains, few loads") \
-  X(09, layout, "tiles copied into the order they are read in") \
+  X(09, layout, "values copied into the order they are read in") \
   X(10, threads, "every core, the longest item first")
 // clang-format on

@@ -123,7 +123,13 @@ def _panel(axes: Axes, climb: Climb, head_dim: int) -> None:
         for place, row in bars:
             text = f"{row.rate:.{0 if row.rate >= 100 else 1}f} ({row.percent:.0f} %)"
             axes.annotate(
-                text, (row.rate, place), (3, 0), textcoords="offset points", va="center", fontsize=7
+                text,
+                (row.rate, place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
     threads = sorted({row.case.threads for row in climb.record.rows if row.case.head_dim == head_dim})
     for number, style in zip(threads, ("-", "--"), strict=False):
@@ -136,6 +142,7 @@ def _panel(axes: Axes, climb: Climb, head_dim: int) -> None:
             label=f"multiply-adds alone, {number} thread{plural}",
         )
     axes.set(xscale="log", xlabel="useful GFLOP/s", title=f"head_dim {head_dim}")
-    axes.set_xlim(1, 5 * climb.peak(threads[-1]))
+    slowest = min(row.rate for row in climb.record.rows)
+    axes.set_xlim(slowest / 2, 5 * climb.peak(threads[-1]))
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)

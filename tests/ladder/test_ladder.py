@@ -12,6 +12,7 @@ import pytest
 from fastattention.cpu_kernels import ISAS, available_isas, ladder
 
 from ..cases import solve
+from ..test_isa_symbols import ARCHIVES, NEEDS_NM, _symbols
 from ..tolerances import Expected, Problem, error_in_tolerances
 
 HERE = Path(__file__).parents[2] / "cpu_kernels" / "ladder"
@@ -143,6 +144,18 @@ def test_every_step_is_one_lesson(step: ladder.Step) -> None:
 def test_ladder_is_not_imported_with_the_package() -> None:
     code = "import sys, fastattention; sys.exit(any('ladder' in name for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@NEEDS_NM
+@pytest.mark.skipif(not ARCHIVES, reason="not an editable build: the objects of the steps are not at hand")
+@pytest.mark.parametrize("isa", ladder.available())
+def test_no_code_is_shared_between_instruction_sets(isa: str) -> None:
+    """No weak symbol, of which the linker might keep the newer set's; and every name says whose it is."""
+    archive = next(iter(ARCHIVES.values())).parent / "ladder" / f"libladder_{isa}.a"
+    defined = [(kind, name) for kind, name in _symbols(archive) if kind != "U"]
+    assert len(defined) > len(ladder.STEPS)
+    assert not [name for kind, name in defined if kind in "wWvVu"]
+    assert not [name for kind, name in defined if kind.isupper() and not name.endswith(f"_{isa}")]
 
 
 def test_closest_isa() -> None:

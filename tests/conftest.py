@@ -25,8 +25,10 @@ class Engine:
 
     @property
     def accumulation(self) -> str:
-        """The type in which this engine sums."""
-        return "float64" if self.backend == "reference" else "float32"
+        """How this engine sums; see tolerances.py."""
+        if self.backend == "reference":
+            return "float64"
+        return {"avx512_bf16": "dot pairs", "amx": "tile pairs"}.get(self.isa or "", "float32")
 
     def attention(self, problem: Problem, **extra: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return (out, lse)."""

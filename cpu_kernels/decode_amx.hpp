@@ -43,16 +43,18 @@ struct TileDecodeSpace {
     const int64_t line = p.kv_dtype == FA_INT8 ? 64 : 32, rows = tiles.item_rows;
     const int64_t keys = round_up(tiles.key_tile, 64);
     k_steps = round_up(p.head_dim, line) / line;
-    groups = round_up(p.v_dim, line) / W;
+    groups = round_up(p.v_dim, 64) / W;
     w_tiles = (rows + ROWS_A_TILE - 1) / ROWS_A_TILE;
     q_tiles = pieces_of_query(p) == 1 ? 1 : w_tiles;
     score_stride = keys;
     output_stride = groups * W;
     q = arena.take<char>(q_tiles * k_steps * TILE_BYTES);
-    k = arena.take<char>(keys / W * k_steps * TILE_BYTES);
-    v = arena.take<char>(keys / line * groups * TILE_BYTES);
+    k = arena.take<char>(4 * k_steps * TILE_BYTES);
+    v = arena.take<char>(keys / line * 4 * TILE_BYTES);
     weights = arena.take<char>(w_tiles * keys / line * TILE_BYTES);
-    sums = arena.take<float>(4 * W * W);
+    // Of all keys of a tile, or of all columns of an output: a tile just stored cannot be loaded from at
+    // once.
+    sums = arena.take<float>(maximum(keys / W * q_tiles, groups * w_tiles) * W * W);
     scores = arena.take<float>(rows * score_stride);
     output = arena.take<float>(w_tiles * W * output_stride);
     row = arena.take<float>(maximum(round_up(p.head_dim, 64), output_stride));
@@ -166,24 +168,28 @@ inline __m512i load_line(const T *row, int64_t left) {  // left: elements up to 
   return _mm512_maskz_loadu_epi16((1u << left) - 1, row);
 }
 
-// Keys [key, key + n) as tiles of 16 keys: zeros behind head_dim, and behind the last key up to a whole tile.
+// Where a tile of 16 keys lies: its rows, and the steps along head_dim.
+struct KeyTile {
+  const char *at;
+  int64_t row, step;  // bytes
+};
+
+// Keys [key, key + n), n <= 16. Most are loaded from where they are; copied are those that end within a line,
+// cross pages, or are fewer than 16: zeros stand for what is missing.
 template <class T>
-inline void lay_key_tiles(const KvRows &source, int64_t dim, int64_t key, int64_t n, int64_t k_steps,
-                          char *tiles, LinesAhead &ahead) {
-  for (int64_t j = 0; j < n;) {
-    const int64_t run = source.run(key + j, n - j);
-    const char *row = source.at(key + j);
-    for (const int64_t end = j + run; j < end; ++j, row += source.row_bytes) {
-      char *to = tiles + j / W * k_steps * TILE_BYTES + j % W * 64;
-      const T *const elements = reinterpret_cast<const T *>(row);
-      for (int64_t d = 0; d < dim; d += LINE_ELEMENTS<T>, to += TILE_BYTES)
-        _mm512_store_si512(to, load_line(elements + d, dim - d));
-      ahead.fetch(k_steps);
+inline KeyTile key_tile(const KvRows &source, int64_t dim, int64_t key, int64_t n, int64_t k_steps,
+                        char *copy) {
+  if (n == W && dim % LINE_ELEMENTS<T> == 0 && source.run(key, n) == n)
+    return {source.at(key), source.row_bytes, 64};
+  for (int64_t j = 0; j < W; ++j) {
+    const T *const row = j < n ? reinterpret_cast<const T *>(source.at(key + j)) : nullptr;
+    for (int64_t s = 0; s < k_steps; ++s) {
+      const int64_t d = s * LINE_ELEMENTS<T>;
+      _mm512_store_si512(copy + s * TILE_BYTES + j * 64,
+                         row ? load_line(row + d, dim - d) : _mm512_setzero_si512());
     }
   }
-  for (int64_t j = n; j < round_up(n, W); ++j)
-    for (int64_t s = 0; s < k_steps; ++s)
-      _mm512_store_si512(tiles + (j / W * k_steps + s) * TILE_BYTES + j % W * 64, _mm512_setzero_si512());
+  return {copy, 64, TILE_BYTES};
 }
 
 // One line each of 2 (4) neighbouring keys, interleaved: 2 (4) vectors of 16 columns.
@@ -207,23 +213,26 @@ inline int64_t column_of(int64_t vector, int64_t lane) {
   return lane / 4 * share + vector * 4 + lane % 4;
 }
 
-// Values [key, key + n) as tiles of a line's worth of keys times 16 columns, zeros behind the last key.
+// 64 columns of the values [key, key + n), from `column` on, as tiles of a line's worth of keys times 16
+// columns, 4 tiles for each line's worth of keys; zeros behind the last key and the last column.
 template <class T>
-inline void lay_value_tiles(const KvRows &source, int64_t dim, int64_t key, int64_t n, int64_t groups,
-                            char *tiles, LinesAhead &ahead) {
+inline void lay_values(const KvRows &source, int64_t dim, int64_t column, int64_t key, int64_t n, char *tiles,
+                       LinesAhead &ahead) {
   constexpr int N = 4 / static_cast<int>(sizeof(T)), KEYS = LINE_ELEMENTS<T>;
   for (int64_t j = 0; j < round_up(n, KEYS); j += N) {
     const T *row[N];
     for (int i = 0; i < N; ++i)
-      row[i] = j + i < n ? reinterpret_cast<const T *>(source.at(key + j + i)) : nullptr;
-    char *to = tiles + j / KEYS * groups * TILE_BYTES + j % KEYS / N * 64;
-    for (int64_t c = 0; c < dim; c += LINE_ELEMENTS<T>) {
+      row[i] = j + i < n ? reinterpret_cast<const T *>(source.at(key + j + i)) + column : nullptr;
+    char *to = tiles + j / KEYS * 4 * TILE_BYTES + j % KEYS / N * 64;
+    for (int64_t c = 0; c < 64; c += LINE_ELEMENTS<T>) {
       __m512i line[N], out[N];
-      for (int i = 0; i < N; ++i) line[i] = row[i] ? load_line(row[i] + c, dim - c) : _mm512_setzero_si512();
+      for (int i = 0; i < N; ++i)
+        line[i] =
+            row[i] && column + c < dim ? load_line(row[i] + c, dim - column - c) : _mm512_setzero_si512();
       interleave(line, out);
       for (int i = 0; i < N; ++i, to += TILE_BYTES) _mm512_store_si512(to, out[i]);
     }
-    ahead.fetch(N * groups * W / LINE_ELEMENTS<T>);
+    ahead.fetch(N * 64 / LINE_ELEMENTS<T>);
   }
 }
 
@@ -261,18 +270,17 @@ struct FourSums {
 
 // Four tiles of 16 keys against one tile of queries: sums[4][key][column].
 template <class T>
-inline void score_four_tiles(const char *k, const char *q, int64_t k_steps, void *sums) {
-  const int64_t next = k_steps * TILE_BYTES;
+inline void score_four_tiles(const KeyTile (&k)[4], const char *q, int64_t k_steps, void *sums) {
   FourSums::clear();
-  for (int64_t s = 0; s < k_steps; ++s, k += TILE_BYTES, q += TILE_BYTES) {
+  for (int64_t s = 0; s < k_steps; ++s, q += TILE_BYTES) {
     tile_load<6>(q, 64);
-    tile_load<4>(k, 64);
+    tile_load<4>(k[0].at + s * k[0].step, k[0].row);
     tile_dot_scores<T, 0, 4, 6>();
-    tile_load<5>(k + next, 64);
+    tile_load<5>(k[1].at + s * k[1].step, k[1].row);
     tile_dot_scores<T, 1, 5, 6>();
-    tile_load<4>(k + 2 * next, 64);
+    tile_load<4>(k[2].at + s * k[2].step, k[2].row);
     tile_dot_scores<T, 2, 4, 6>();
-    tile_load<5>(k + 3 * next, 64);
+    tile_load<5>(k[3].at + s * k[3].step, k[3].row);
     tile_dot_scores<T, 3, 5, 6>();
   }
   FourSums::store(static_cast<char *>(sums), TILE_BYTES, 64);
@@ -329,58 +337,54 @@ inline float put_weights(const float *weights, int64_t keys, char *tiles, int ro
   return highest / LARGEST;
 }
 
-// output[piece rows][16 columns of each group] += P V for one tile of weights (bfloat16), over `steps` tiles
-// of keys.
-inline void add_outputs(const TileDecodeSpace &space, const char *weights, int64_t steps, int64_t rows,
-                        float *output, const float *, bfloat) {
-  (void)rows;
-  const int64_t stride = space.output_stride * 4, next = space.groups * TILE_BYTES;
-  for (int64_t g = 0; g < space.groups; g += 2) {
-    tile_load<0>(output + g * W, stride);
-    tile_load<1>(output + (g + 1) * W, stride);
-    const char *v = space.v + g * TILE_BYTES;
-    for (int64_t s = 0; s < steps; ++s, v += next) {
-      tile_load<4>(weights + s * TILE_BYTES, 64);
-      tile_load<5>(v, 64);
-      tile_dot_bf16<0, 4, 5>();
-      tile_load<6>(v + TILE_BYTES, 64);
-      tile_dot_bf16<1, 4, 6>();
-    }
-    tile_store<0>(output + g * W, stride);
-    tile_store<1>(output + (g + 1) * W, stride);
+// The products of one tile of weights and 64 columns of values, over `steps` tiles of keys.
+template <class T>
+inline void add_products(const char *weights, const char *v, int64_t steps) {
+  for (int64_t s = 0; s < steps; ++s, weights += TILE_BYTES, v += 4 * TILE_BYTES) {
+    tile_load<4>(weights, 64);
+    tile_load<5>(v, 64);
+    tile_dot_outputs<T, 0, 4, 5>();
+    tile_load<6>(v + TILE_BYTES, 64);
+    tile_dot_outputs<T, 1, 4, 6>();
+    tile_load<5>(v + 2 * TILE_BYTES, 64);
+    tile_dot_outputs<T, 2, 4, 5>();
+    tile_load<6>(v + 3 * TILE_BYTES, 64);
+    tile_dot_outputs<T, 3, 4, 6>();
   }
 }
 
-// Likewise for digits, whose sums are integers and count by `unit` of each row.
-inline void add_outputs(const TileDecodeSpace &space, const char *weights, int64_t steps, int64_t rows,
-                        float *output, const float *unit, int8_t) {
-  const int64_t next = space.groups * TILE_BYTES;
-  for (int64_t g = 0; g < space.groups; g += 4) {
-    FourSums::clear();
-    const char *v = space.v + g * TILE_BYTES;
-    for (int64_t s = 0; s < steps; ++s, v += next) {
-      tile_load<4>(weights + s * TILE_BYTES, 64);
-      tile_load<5>(v, 64);
-      tile_dot_u8s8<0, 4, 5>();
-      tile_load<6>(v + TILE_BYTES, 64);
-      tile_dot_u8s8<1, 4, 6>();
-      tile_load<5>(v + 2 * TILE_BYTES, 64);
-      tile_dot_u8s8<2, 4, 5>();
-      tile_load<6>(v + 3 * TILE_BYTES, 64);
-      tile_dot_u8s8<3, 4, 6>();
+// output[piece rows][64 columns] += P V; bfloat16 pieces are added where they are.
+inline void add_outputs(const TileDecodeSpace &space, const char *weights, int64_t steps, float *output,
+                        int64_t, bfloat) {
+  char *const at = reinterpret_cast<char *>(output);
+  const int64_t stride = space.output_stride * 4;
+  tile_load<0>(at, stride);
+  tile_load<1>(at + 64, stride);
+  tile_load<2>(at + 128, stride);
+  tile_load<3>(at + 192, stride);
+  add_products<bfloat>(weights, space.v, steps);
+  FourSums::store(at, 64, stride);
+}
+// Sums of digits are integers: those of this tile, tile `number` of the sums.
+inline void add_outputs(const TileDecodeSpace &space, const char *weights, int64_t steps, float *,
+                        int64_t number, int8_t) {
+  FourSums::clear();
+  add_products<int8_t>(weights, space.v, steps);
+  FourSums::store(static_cast<char *>(space.sums) + number * TILE_BYTES, TILE_BYTES, 64);
+}
+
+// Integer sums of a tile of weights, in units of each row, into the output of the row's first piece.
+inline void collect_outputs(const float *sums, int64_t groups, int64_t rows, const float *unit, float *output,
+                            int64_t stride) {
+  for (int64_t g = 0; g < groups; ++g, sums += W * W, output += W)
+    for (int64_t r = 0; r < rows; ++r) {
+      const float *const digits = sums + r * PIECES * W;
+      F sum = sum_as_float(load(digits), int32_t{});
+      for (int d = 1; d < PIECES; ++d)
+        sum = fma(sum, set1(256.0f), sum_as_float(load(digits + d * W), int32_t{}));
+      float *const at = output + r * PIECES * stride;
+      store(at, fma(sum, set1(unit[r]), load(at)));
     }
-    char *const sums = static_cast<char *>(space.sums);
-    FourSums::store(sums, TILE_BYTES, 64);
-    for (int64_t i = 0; i < 4; ++i)
-      for (int64_t r = 0; r < rows; ++r) {
-        const float *digits = reinterpret_cast<const float *>(sums + i * TILE_BYTES) + r * PIECES * W;
-        F sum = sum_as_float(load(digits), int32_t{});
-        for (int d = 1; d < PIECES; ++d)
-          sum = fma(sum, set1(256.0f), sum_as_float(load(digits + d * W), int32_t{}));
-        float *const at = output + r * PIECES * space.output_stride + (g + i) * W;
-        store(at, fma(sum, set1(unit[r]), load(at)));
-      }
-  }
 }
 
 template <class T>
@@ -394,20 +398,24 @@ inline void decode_key_tiles(const fa_problem &p, const Sequence &seq, const Ite
   const int64_t rows = item.rows, rows_a_tile = W / pieces;
   LinesAhead ahead(k, v, p.head_dim * static_cast<int64_t>(sizeof(T)),
                    p.v_dim * static_cast<int64_t>(sizeof(T)), minimum(begin + tiles.key_tile, end), end);
-  // A tile of sums is worth this many lines of what comes next, so that they are spread over all the work.
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key), padded = round_up(keys, 64);
-    lay_key_tiles<T>(k, p.head_dim, key, keys, space.k_steps, space.k, ahead);
-    for (int64_t j = 0; j < keys; j += 4 * W)
-      for (int64_t t = 0; t < space.q_tiles; ++t) {
-        const int64_t first = t * rows_a_tile;
-        score_four_tiles<T>(space.k + j / W * space.k_steps * TILE_BYTES,
-                            space.q + t * space.k_steps * TILE_BYTES, space.k_steps, space.sums);
-        for (int64_t i = 0; i < 4; ++i)
-          collect_scores<T>(static_cast<float *>(space.sums) + i * W * W, pieces,
-                            minimum(rows_a_tile, rows - first), factors + first,
-                            space.scores + first * space.score_stride + j + i * W, space.score_stride);
-      }
+    float *const sums = static_cast<float *>(space.sums);
+    for (int64_t j = 0; j < keys; j += 4 * W) {
+      KeyTile four[4];
+      for (int64_t i = 0; i < 4; ++i)
+        four[i] = key_tile<T>(k, p.head_dim, key + j + i * W,
+                              maximum<int64_t>(0, minimum<int64_t>(W, keys - j - i * W)), space.k_steps,
+                              space.k + i * space.k_steps * TILE_BYTES);
+      for (int64_t t = 0; t < space.q_tiles; ++t)
+        score_four_tiles<T>(four, space.q + t * space.k_steps * TILE_BYTES, space.k_steps,
+                            sums + (t * padded + j) * W);
+      ahead.fetch(4 * W * space.k_steps);
+    }
+    for (int64_t t = 0, first = 0; t < space.q_tiles; ++t, first += rows_a_tile)
+      for (int64_t j = 0; j < keys; j += W)
+        collect_scores<T>(sums + (t * padded + j) * W, pieces, minimum(rows_a_tile, rows - first),
+                          factors + first, space.scores + first * space.score_stride + j, space.score_stride);
     if constexpr (HAS_SCALES<T>) copy_scales(k_scales, key, keys, space.scales);
     for (int64_t r = 0; r < rows; ++r) {
       float *const s = space.scores + r * space.score_stride;
@@ -430,11 +438,17 @@ inline void decode_key_tiles(const fa_problem &p, const Sequence &seq, const Ite
       space.highest[r] = put_weights(space.scores + r * space.score_stride, steps * KEYS,
                                      space.weights + r / ROWS_A_TILE * w_bytes,
                                      static_cast<int>(r % ROWS_A_TILE * PIECES), T{});
-    lay_value_tiles<T>(v, p.v_dim, key, keys, space.groups, space.v, ahead);
-    for (int64_t t = 0; t < space.w_tiles; ++t)
-      add_outputs(space, space.weights + t * w_bytes, steps,
-                  minimum<int64_t>(ROWS_A_TILE, rows - t * ROWS_A_TILE),
-                  space.output + t * W * space.output_stride, space.highest + t * ROWS_A_TILE, T{});
+    for (int64_t g = 0; g < space.groups; g += 4) {
+      lay_values<T>(v, p.v_dim, g * W, key, keys, space.v, ahead);
+      for (int64_t t = 0; t < space.w_tiles; ++t)
+        add_outputs(space, space.weights + t * w_bytes, steps,
+                    space.output + t * W * space.output_stride + g * W, t * space.groups + g, T{});
+    }
+    if constexpr (sizeof(T) == 1)
+      for (int64_t t = 0, first = 0; t < space.w_tiles; ++t, first += ROWS_A_TILE)
+        collect_outputs(sums + t * space.groups * W * W, space.groups,
+                        minimum<int64_t>(ROWS_A_TILE, rows - first), space.highest + first,
+                        space.output + t * W * space.output_stride, space.output_stride);
   }
 }
 

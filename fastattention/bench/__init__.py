@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="where to write the results (default: results/bench-<cpu>-<date>.json)",
     )
+    parser.add_argument(
+        "--perplexity",
+        action="store_true",
+        help="measure instead what rounding the KV cache costs a language model (needs the extra models)",
+    )
     parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
 
 
@@ -80,6 +85,10 @@ def _peer_names(text: str) -> tuple[str, ...]:
 
 def main(args: argparse.Namespace) -> int:
     """Run the benchmark; return 0, or 1 when an output was wrong, or 2 when it could not run."""
+    if args.perplexity:
+        from . import perplexity
+
+        return perplexity.run(args)
     try:
         from . import run
     except ModuleNotFoundError as problem:

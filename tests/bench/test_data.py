@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastattention
-from fastattention import reference
+from fastattention import cpu_kernels, reference
 from fastattention.bench import calls, measure
 from fastattention.bench.calls import forced_isa, make_out, missing, our_call
 from fastattention.bench.cases import Case

@@ -7,7 +7,8 @@ arrays and the same cores, and are checked likewise.
 `cases` says what a row is and how useful work is counted, `rows` which there are, `data` what lies in their
 arrays, `calls` how we are called, `limits` what a row is judged by, `measure` how an output is checked,
 `rounds` in what order everybody is timed, `peers` how other libraries join, `memory` what a call needs beside
-its arrays, `targets` what the kernels are meant to reach.
+its arrays, `targets` what the kernels are meant to reach. `ladder` and
+`perplexity` are benchmarks of their own: of kernels to learn from, of what a rounded cache costs a model.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filter", metavar="WORDS", help='only rows with a part for every word, such as "decode float32"'
     )
+    parser.add_argument(
+        "--ladder",
+        action="store_true",
+        help="instead, climb from three loops to the library's kernel, one idea a step",
+    )
     parser.add_argument("--list", action="store_true", help="list the names of the rows, and stop")
     parser.add_argument(
         "--peers",
@@ -53,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json",
         type=Path,
         metavar="PATH",
-        help="where to write the results (default: results/bench-<cpu>-<date>.json)",
+        help="where to write the results (default: results/bench-<cpu>-<date>.json, or ladder-...)",
     )
     parser.add_argument(
         "--perplexity",
@@ -90,10 +96,13 @@ def main(args: argparse.Namespace) -> int:
 
         return perplexity.run(args)
     try:
-        from . import run
+        if args.ladder:
+            from .ladder import run
+        else:
+            from .run import run
     except ModuleNotFoundError as problem:
         if problem.name is None or problem.name.partition(".")[0] not in ("rich", "matplotlib"):
             raise
         print('fastattention bench needs more packages: pip install "fastattention[bench]"', file=sys.stderr)
         return 2
-    return run.run(args)
+    return run(args)

@@ -18,7 +18,19 @@ from .limits import Limits
 from .memory import Memory
 from .rounds import percents, ratios
 
-__all__ = ["READABLE", "SCHEMA", "Goal", "PeerResult", "Row", "Run", "default_path", "load", "save"]
+__all__ = [
+    "READABLE",
+    "SCHEMA",
+    "Goal",
+    "PeerResult",
+    "Row",
+    "Run",
+    "default_path",
+    "load",
+    "read",
+    "save",
+    "write",
+]
 
 #: Raised whenever a field changes its meaning, or a reader must know of a new one.
 SCHEMA = 3
@@ -287,20 +299,25 @@ def from_json(content: dict[str, Any]) -> Run:
     )
 
 
-def default_path(run: Run) -> Path:
-    """Return ``results/bench-<cpu>-<date>.json``, under the current directory."""
+def default_path(run: Run, kind: str = "bench") -> Path:
+    """Return ``results/<kind>-<cpu>-<date>.json``, under the current directory."""
     cpu = re.sub(r"\(r\)|\(tm\)|processor|cpu|@.*", " ", run.environment["cpu"].lower())
     cpu = re.sub(r"[^a-z0-9]+", "-", cpu).strip("-") or "cpu"
-    return Path("results") / f"bench-{cpu}-{run.date[:10]}.json"
+    return Path("results") / f"{kind}-{cpu}-{run.date[:10]}.json"
 
 
 def save(run: Run, path: Path) -> None:
-    """Write the run to `path`, whole or not at all: an interrupted run leaves an older file as it was."""
+    """Write the run to `path`, as `write` does."""
+    write(to_json(run), path)
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Write JSON to `path`, whole or not at all: an interrupted run leaves an older file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(to_json(run), file, indent=1)
+            json.dump(content, file, indent=1)
             file.write("\n")
         Path(draft).chmod(0o644)  # mkstemp's 0600 is for secrets
         Path(draft).replace(path)
@@ -311,7 +328,12 @@ def save(run: Run, path: Path) -> None:
 
 def load(path: Path) -> Run:
     """Read a file that `save` wrote; ValueError when it is none."""
+    return from_json(read(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError when the file holds something else."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no benchmark results")
-    return from_json(content)
+    return content

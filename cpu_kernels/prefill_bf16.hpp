@@ -212,7 +212,11 @@ void attend_pairs(const fa_problem &p, const PairBlock &pair_block, const PairSp
     for (int64_t i = 0; i < keys * NV; ++i) store(s + i * W, mul(load(s + i * W), set1(scale)));
     modify_tile<NV>(p, block, mod, full, key, keys, s, top);
     raise_reference<NV>(block, space.v_rows, top, LOG2E);
-    for (int n = 0; n < NV; ++n) store(reference + n * W, mul(load(block.neg_m + n * W), set1(LOG2E)));
+    // Subtracted here: a maximum as low as the lowest float32, times log2(e), would be infinite.
+    for (int64_t j = 0; j < keys; ++j)
+      for (int n = 0; n < NV; ++n)
+        store(s + (j * NV + n) * W, add(load(s + (j * NV + n) * W), load(block.neg_m + n * W)));
+    for (int n = 0; n < NV; ++n) store(reference + n * W, zero());
   } else {
     // A scale of 0 gives equal weights; so does the smallest normal number, which keeps hidden scores at
     // -inf.

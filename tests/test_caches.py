@@ -52,7 +52,10 @@ def _check(case: Case, q_dtype: str, kept: str, page_size: int | None, engine: E
         chosen["mask"] = np.asarray(mask)[..., :longest]
 
     rows = [_kept(x[:, :, :longest], kept) for x in (k, v)]
-    expected = solve(Problem(q, *rows, {**chosen, "kv_lengths": lengths}), q_dtype, engine.accumulation)
+    accumulation = engine.accumulation
+    if kept == "int8":
+        accumulation = engine.accumulation_of_int8(q.shape[1] // k.shape[1] * q.shape[2])
+    expected = solve(Problem(q, *rows, {**chosen, "kv_lengths": lengths}), q_dtype, accumulation)
     if kept == "int8":  # see test_quantized
         flushed = 2.0**-126 * longest * np.abs(rows[1]).max(initial=0.0)
         expected = replace(expected, out_tolerance=expected.out_tolerance + flushed)

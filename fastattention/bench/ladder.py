@@ -23,12 +23,14 @@ from rich.console import Console
 from .. import get_isa, set_isa
 from ..cpu_kernels import ladder
 from . import results
-from .cases import Case, Data, make_data, useful_flops
+from .calls import our_call
+from .cases import Case, useful_flops
+from .data import Data, make_data
 from .environment import describe
 from .limits import choose_probe
 from .measure import TOLERANCE, error, expected_rows, pin, pinned
 from .rounds import take_turns
-from .run import allowed_cores, our_call, survey
+from .run import allowed_cores, survey
 
 __all__ = ["SCHEMA", "Climb", "Rung", "load", "run", "rungs"]
 

@@ -87,7 +87,7 @@ int fa_quantize(const float *x, const int64_t *shape, const int64_t *strides, in
 
 /* Whether this build has the kernels of `isa` and this machine can run them. */
 int fa_isa_available(int isa);
-/* The available set that is fastest here: see choose_isa in machine.cpp. */
+/* The available set that is fastest here, by measurement where that is open. */
 int fa_isa_default(void);
 const char *fa_isa_name(int isa);
 const char *fa_compiler(void);

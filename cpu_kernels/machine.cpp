@@ -84,7 +84,7 @@ int fa_isa_available(int isa) { return fa::kernels_of(isa) != nullptr; }
 // there were any: 5 times the rate of AVX-512 in prefill.)
 int fa_isa_default(void) {
   int isa = FA_ISA_COUNT - 1;
-  while (!fa::kernels_of(isa) || (isa == FA_ISA_AVX512_BF16 && !fa::bf16_dot_is_faster())) --isa;
+  while (!fa::kernels_of(isa) || (isa == FA_ISA_AVX512_BF16 && !fa_bf16_dot_is_faster())) --isa;
   return isa;
 }
 

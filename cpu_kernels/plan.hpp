@@ -14,11 +14,6 @@ const Kernels *kernels_of(int isa);
 // Whether this process may use tiles of bfloat16 and int8 (AMX); asks the system for them.
 bool has_amx();
 
-// Whether a dot product of bfloat16 does more multiply-adds a second here than float32's instruction: twice
-// as many on Zen 4 and 5, half as many on the Intel servers tried. Asks nothing but time, half a millisecond
-// of it, once; call it only where the instruction exists.
-bool bf16_dot_is_faster();
-
 // Those that run a problem which asks for `p.isa`: of that set, or of an older one that serves it better.
 // NULL where this machine lacks it.
 const Kernels *choose_kernels(const fa_problem &p);

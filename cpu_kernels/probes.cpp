@@ -337,11 +337,10 @@ extern "C" double fa_probe_read_gbps(const void *buffer, int64_t bytes, int num_
   return double(slice) * num_threads * repeats / seconds * 1e-9;
 }
 
-namespace fa {
-
 // Taken in turns, so that a clock that changes meanwhile changes both; the best of each counts.
-bool bf16_dot_is_faster() {
+extern "C" int fa_bf16_dot_is_faster(void) {
 #if defined(__x86_64__)
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bf16")) return 0;
   static const bool faster = [] {
     constexpr int64_t TURNS = 5, ITERATIONS = 4000;  // some tens of microseconds each
     double fma = 1e9, dot = 1e9;
@@ -358,11 +357,9 @@ bool bf16_dot_is_faster() {
   }();
   return faster;
 #else
-  return false;
+  return 0;
 #endif
 }
-
-}  // namespace fa
 
 extern "C" double fa_probe_amx_bf16_gflops(double seconds) {
 #if defined(__x86_64__)

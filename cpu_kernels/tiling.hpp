@@ -19,6 +19,10 @@ namespace {
 // are, so that weights stay below e^8: exact in float32, and after the first few tiles almost never needed.
 constexpr float LAZY = 8.0f;
 
+// Sum of the weights of a tile above which a row's maximum is looked at: 128 weights of 2^LAZY. Below it
+// nothing can have overflowed.
+constexpr float LARGE_SUM = 0x1p15f;
+
 struct SubBlock {
   int nv;  // vectors of queries
   int64_t rows;  // query rows, the rest of the lanes is padding
@@ -44,20 +48,23 @@ struct Arena {  // carves a block of memory into 64-byte aligned pieces; with ba
   }
 };
 
-// Keys of a tile: row after row, as float32.
+// Some keys, row after row, as float32.
 struct Rows {
   const float *at;
   int64_t stride;
 };
 
-// Values of a tile: panels of KR columns, each holding its columns of all keys; `stride` floats a panel.
+// What the products broadcast from: panels of KR keys, each holding coordinate after coordinate of its keys,
+// or of KR columns of V, each holding key after key. So a register tile reads one stream, KR neighbours at a
+// time; KR streams, one from each row, cost several percent of the rate (and of the clock). `stride` floats a
+// panel.
 struct Panels {
   const float *at;
   int64_t stride;
 };
 
 struct PrefillSpace {
-  float *qt, *ot, *scores, *lanes, *staging, *k_tile, *v_tile;
+  float *qt, *ot, *scores, *lanes, *staging, *k_rows, *k_tile, *v_tile;
   int32_t *intervals;
   int64_t *mask_rows;
   size_t bytes;
@@ -70,64 +77,101 @@ struct PrefillSpace {
     intervals = arena.take<int32_t>(tiles.item_rows * 2);
     mask_rows = arena.take<int64_t>(tiles.item_rows);
     staging = arena.take<float>(W * round_up(maximum(p.head_dim, p.v_dim), W));
-    k_tile = arena.take<float>(tiles.key_tile * padded(p.head_dim));
-    v_tile = arena.take<float>(tiles.key_tile * round_up(p.v_dim, W));
+    k_rows = arena.take<float>(W * padded(p.head_dim));
+    k_tile = arena.take<float>(round_up(tiles.key_tile, W) * p.head_dim);
+    v_tile = arena.take<float>(v_panel(tiles.key_tile) * (round_up(p.v_dim, W) / KR));
     bytes = arena.used;
   }
   // An odd number of cache lines a row, so that the rows of a tile spread over the sets of L1.
   static int64_t padded(int64_t dim) { return (round_up(dim, 16) / 16 | 1) * 16; }
+  // Likewise for panels of V, all of which a row is spread over when it is copied.
+  static int64_t v_panel(int64_t keys) { return padded(keys * KR); }
 };
 
-template <int NV, int K>
-inline void score_rows(const float *qt, const float *k, int64_t stride, int64_t head_dim, const float *init,
-                       float *s, float *top) {
-  F acc[K][NV];
-  FA_UNROLL for (int n = 0; n < NV; ++n) FA_UNROLL for (int r = 0; r < K; ++r) acc[r][n] = load(init + n * W);
-#pragma GCC unroll 2
-  for (int64_t d = 0; d < head_dim; ++d) {
-    F q[NV];
-    FA_UNROLL for (int n = 0; n < NV; ++n) q[n] = load(qt + (d * NV + n) * W);
-    FA_UNROLL for (int r = 0; r < K; ++r) {
-      const F key = set1(k[r * stride + d]);
-      FA_UNROLL for (int n = 0; n < NV; ++n) acc[r][n] = fma(key, q[n], acc[r][n]);
+// acc[r][n] += panel[i * KR + r] * y[i][n] for i < count.
+template <int NV, int R, int UNROLL>
+inline void multiply_step(F (&acc)[R][NV], const float *panel, const float *y) {
+  FA_UNROLL for (int u = 0; u < UNROLL; ++u) {
+    F vector[NV];
+    FA_UNROLL for (int n = 0; n < NV; ++n) vector[n] = load(y + (u * NV + n) * W);
+    FA_UNROLL for (int r = 0; r < R; ++r) {
+      const F scalar = set1(panel[u * KR + r]);
+      FA_UNROLL for (int n = 0; n < NV; ++n) accumulate(acc[r][n], scalar, vector[n]);
     }
   }
+}
+
+template <int NV, int R>
+inline void multiply(F (&acc)[R][NV], const float *panel, const float *y, int64_t count) {
+  constexpr int UNROLL = 2;
+  int64_t i = 0;
+  for (; i + UNROLL <= count; i += UNROLL, panel += UNROLL * KR, y += UNROLL * NV * W)
+    multiply_step<NV, R, UNROLL>(acc, panel, y);
+  for (; i < count; ++i, panel += KR, y += NV * W) multiply_step<NV, R, 1>(acc, panel, y);
+}
+
+template <int NV, int K, bool TOP>
+[[gnu::noinline]] void score_rows(const float *qt, const float *k, int64_t head_dim, const float *init,
+                                  float *s, float *top) {
+  F acc[K][NV];
   FA_UNROLL for (int n = 0; n < NV; ++n) {
-    F highest = load(top + n * W);
-    FA_UNROLL for (int r = 0; r < K; ++r) {
-      highest = max(acc[r][n], highest);
-      store(s + (r * NV + n) * W, acc[r][n]);
+    const F start = load(init + n * W);
+    FA_UNROLL for (int r = 0; r < K; ++r) acc[r][n] = start;
+  }
+  multiply<NV, K>(acc, k, qt, head_dim);
+  FA_UNROLL for (int r = 0; r < K; ++r) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) store(s + (r * NV + n) * W, acc[r][n]);
+  }
+  if constexpr (TOP) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) {
+      F highest = load(top + n * W);
+      FA_UNROLL for (int r = 0; r < K; ++r) highest = max(acc[r][n], highest);
+      store(top + n * W, highest);
     }
-    store(top + n * W, highest);
   }
 }
 
 template <int NV, int C>
-inline void output_columns(const float *s, const float *panel, int64_t keys, float *ot) {
+[[gnu::noinline]] void output_columns(const float *s, const float *panel, int64_t keys, float *ot) {
   F acc[C][NV];
-  FA_UNROLL for (int c = 0; c < C; ++c) FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] =
-      load(ot + (c * NV + n) * W);
-#pragma GCC unroll 2
-  for (int64_t j = 0; j < keys; ++j) {
-    F weight[NV];
-    FA_UNROLL for (int n = 0; n < NV; ++n) weight[n] = load(s + (j * NV + n) * W);
-    FA_UNROLL for (int c = 0; c < C; ++c) {
-      const F value = set1(panel[j * KR + c]);
-      FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = fma(value, weight[n], acc[c][n]);
+  FA_UNROLL for (int c = 0; c < C; ++c) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * NV + n) * W);
+  }
+  multiply<NV, C>(acc, panel, s, keys);
+  FA_UNROLL for (int c = 0; c < C; ++c) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
+  }
+}
+
+// Query rows, or their rows of the output, that are about to be read, or written.
+struct RowsAhead {
+  const fa_problem *p;
+  const Item *item;
+  const char *base;
+  const int64_t *strides;
+  int64_t bytes, row, end;
+
+  inline void fetch(int64_t count) {
+    for (; count > 0 && row < end; --count, ++row) {
+      const Row where = row_of(*p, *item, row);
+      const char *const from =
+          base + (where.head * strides[1] + where.query * strides[2]) * element_size(p->q_dtype);
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
     }
   }
-  FA_UNROLL for (int c = 0; c < C; ++c) FA_UNROLL for (int n = 0; n < NV; ++n)
-      store(ot + (c * NV + n) * W, acc[c][n]);
-}
+};
 
 // The rows of K and V that the next tile will read. Each sub-block brings its share of them into L2 between
 // its register tiles, so that copying the next tile does not wait for memory.
 struct Ahead {
+  RowsAhead queries, outputs;  // of the next sub-block, of this one
   KvRows k, v;
   int64_t key, k_bytes, v_bytes;  // first key of the next tile; bytes of a row
   int64_t row, rows, step;  // this sub-block's rows of it: row, row + step, ...
 
   inline void fetch(int64_t count) {
+    queries.fetch(3);
+    outputs.fetch(3);
     for (; count > 0 && row < rows; --count, row += step) {
       const char *const k_row = k.at(key + row), *const v_row = v.at(key + row);
       for (int64_t at = 0; at < k_bytes; at += 64) __builtin_prefetch(k_row + at, 0, 2);
@@ -136,21 +180,22 @@ struct Ahead {
   }
 };
 
-// s[j][lane] = init[lane] + <k_j, q_lane>; top[lane] is raised to the largest.
-template <int NV>
-void score_tile(const SubBlock &block, Rows k, int64_t keys, int64_t head_dim, const float *init, float *s,
+// s[j][lane] = init[lane] + <k_j, q_lane>; with TOP, top[lane] is raised to the largest.
+template <int NV, bool TOP>
+void score_tile(const SubBlock &block, Panels k, int64_t keys, int64_t head_dim, const float *init, float *s,
                 float *top, Ahead &ahead) {
   int64_t j = 0;
-  for (; j + KR <= keys; j += KR) {
-    score_rows<NV, KR>(block.qt, k.at + j * k.stride, k.stride, head_dim, init, s + j * NV * W, top);
+  const float *panel = k.at;
+  for (; j + KR <= keys; j += KR, panel += k.stride) {
+    score_rows<NV, KR, TOP>(block.qt, panel, head_dim, init, s + j * NV * W, top);
     ahead.fetch((KR + ahead.step - 1) / ahead.step);
   }
   if (KR > 4 && keys - j >= 4) {
-    score_rows<NV, 4>(block.qt, k.at + j * k.stride, k.stride, head_dim, init, s + j * NV * W, top);
+    score_rows<NV, 4, TOP>(block.qt, panel, head_dim, init, s + j * NV * W, top);
     j += 4;
+    panel += 4;
   }
-  for (; j < keys; ++j)
-    score_rows<NV, 1>(block.qt, k.at + j * k.stride, k.stride, head_dim, init, s + j * NV * W, top);
+  for (; j < keys; ++j, ++panel) score_rows<NV, 1, TOP>(block.qt, panel, head_dim, init, s + j * NV * W, top);
 }
 
 // O^T += V^T P^T. The values lie in panels of KR columns, panel after panel, so that a register tile reads
@@ -177,6 +222,23 @@ struct Modifiers {
   const int64_t *mask_rows;  // per lane; NULL without a mask
 };
 
+// Scores out of sight become -inf: those of keys that not all rows see.
+template <int NV>
+void hide_tile(const SubBlock &block, int64_t key, int64_t keys, float *s) {
+  const auto hide_keys = [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      FA_UNROLL for (int n = 0; n < NV; ++n) {
+        float *const at = s + (j * NV + n) * W;
+        store(at, hide(load(at), static_cast<int32_t>(key + j), block.first + n * W, block.last + n * W));
+      }
+    }
+  };
+  const int64_t seen = minimum(maximum<int64_t>(block.max_first - key, 0), keys),
+                unseen = minimum(maximum(block.min_last + 1 - key, seen), keys);
+  hide_keys(0, seen);
+  hide_keys(unseen, keys);
+}
+
 // Everything between the product and the exponential that is not plain; `top` is set to the largest scores
 // that are left.
 template <int NV>
@@ -198,38 +260,40 @@ void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
     }
   }
   if (mod.mask_rows)
-    FA_UNROLL for (int n = 0; n < NV; ++n) add_mask(p, mod.mask_rows + n * W, key, keys, s + n * W, NV * W);
+    for (int n = 0; n < NV; ++n) add_mask(p, mod.mask_rows + n * W, key, keys, s + n * W, NV * W);
+  if (!full) hide_tile<NV>(block, key, keys, s);
   FA_UNROLL for (int n = 0; n < NV; ++n) {
     F highest = set1(-INFINITY);
-    for (int64_t j = 0; j < keys; ++j) {
-      float *at = s + (j * NV + n) * W;
-      F score = load(at);
-      if (!full) {
-        score = hide(score, static_cast<int32_t>(key + j), block.first + n * W, block.last + n * W);
-        store(at, score);
-      }
-      highest = max(score, highest);
-    }
+    for (int64_t j = 0; j < keys; ++j) highest = max(load(s + (j * NV + n) * W), highest);
     store(top + n * W, highest);
   }
 }
 
-// s becomes 2^((s + shift) unit), without `shift` 2^s; l collects the sums.
+// s becomes 2^((s + shift) unit), without `shift` 2^s; l collects the sums. Where a sum of this tile exceeds
+// `most`, l stays as it was, and the answer is false.
 template <int NV>
-void weights_tile(const SubBlock &block, const float *shift, float unit, int64_t keys, float *s) {
+bool weights_tile(const SubBlock &block, const float *shift, float unit, float most, int64_t keys, float *s) {
   if (shift)
-    for (int64_t j = 0; j < keys; ++j) FA_UNROLL for (int n = 0; n < NV; ++n) {
+    for (int64_t j = 0; j < keys; ++j) {
+      FA_UNROLL for (int n = 0; n < NV; ++n) {
         float *at = s + (j * NV + n) * W;
         store(at, mul(add(load(at), load(shift + n * W)), set1(unit)));
       }
+    }
   F sum[NV];
-  FA_UNROLL for (int n = 0; n < NV; ++n) sum[n] = load(block.l + n * W);
-  for (int64_t j = 0; j < keys; ++j) FA_UNROLL for (int n = 0; n < NV; ++n) {
+  FA_UNROLL for (int n = 0; n < NV; ++n) sum[n] = zero();
+  for (int64_t j = 0; j < keys; ++j) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) {
       const F weight = exp2(load(s + (j * NV + n) * W));
       sum[n] = add(sum[n], weight);
       store(s + (j * NV + n) * W, weight);
     }
-  FA_UNROLL for (int n = 0; n < NV; ++n) store(block.l + n * W, sum[n]);
+  }
+  bool exceeded = false;
+  FA_UNROLL for (int n = 0; n < NV; ++n) exceeded |= any_gt(sum[n], set1(most));
+  if (exceeded) return false;
+  FA_UNROLL for (int n = 0; n < NV; ++n) store(block.l + n * W, add(load(block.l + n * W), sum[n]));
+  return true;
 }
 
 // How the reference maximum of a sub-block moved with a tile.
@@ -262,14 +326,17 @@ Growth rescale(const SubBlock &block, int64_t v_dim, bool natural, const float *
     store(block.limit + n * W, select_gt(growth[n], limit, set1(LAZY), limit));
     store(block.l + n * W, mul(load(block.l + n * W), factor[n]));
   }
-  for (int64_t c = 0; c < v_dim; ++c)
-    FA_UNROLL for (int n = 0; n < NV; ++n)
-        store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
+  for (int64_t c = 0; c < v_dim; ++c) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) {
+      float *const at = block.ot + (c * NV + n) * W;
+      store(at, mul(load(at), factor[n]));
+    }
+  }
   return far ? Growth::FAR : Growth::SOME;
 }
 
 template <int NV>
-void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Rows k, Panels v,
+void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Panels k, Panels v,
                  int64_t key, int64_t keys, float *s, Ahead &ahead) {
   alignas(64) float top[NV * W], shift[NV * W], nothing[NV * W];
   const auto reset_top = [&] { FA_UNROLL for (int n = 0; n < NV; ++n) store(top + n * W, set1(-INFINITY)); };
@@ -277,27 +344,37 @@ void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
   if (mod.any) {
     reset_top();
     FA_UNROLL for (int n = 0; n < NV; ++n) store(nothing + n * W, zero());
-    score_tile<NV>(block, k, keys, p.head_dim, nothing, s, top, ahead);
+    score_tile<NV, true>(block, k, keys, p.head_dim, nothing, s, top, ahead);
     modify_tile<NV>(p, block, mod, full, key, keys, s, top);
     rescale<NV>(block, p.v_dim, true, top, shift);
-    weights_tile<NV>(block, block.neg_m, LOG2E, keys, s);
-  } else {
-    // Plain scores are computed relative to the reference maximum at once, which saves a subtraction each.
-    // Where that loses digits, once in a while, they are computed again (twice, should the first new
-    // reference be rounded too).
-    Growth growth = Growth::FAR;
-    for (int attempt = 0; attempt < 3 && growth == Growth::FAR; ++attempt) {
-      reset_top();
-      score_tile<NV>(block, k, keys, p.head_dim, block.neg_m, s, top, ahead);
-      if (!full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
-      growth = rescale<NV>(block, p.v_dim, false, top, shift);
-    }
-    weights_tile<NV>(block, growth == Growth::NONE ? nullptr : shift, 1.0f, keys, s);
+    weights_tile<NV>(block, block.neg_m, LOG2E, INFINITY, keys, s);
+    return output_tile<NV>(block, v, keys, p.v_dim, s);
   }
+  // Plain scores are computed relative to the reference maximum at once, which saves a subtraction each.
+  // Once every row has a reference, no maximum is looked for either: the sums tell when it has become too
+  // small.
+  bool started = true;
+  FA_UNROLL for (int n = 0; n < NV; ++n) started &= !any_gt(zero(), load(block.limit + n * W));
+  if (started) {
+    score_tile<NV, false>(block, k, keys, p.head_dim, block.neg_m, s, nullptr, ahead);
+    if (!full) hide_tile<NV>(block, key, keys, s);
+    if (weights_tile<NV>(block, nullptr, 1.0f, LARGE_SUM, keys, s))
+      return output_tile<NV>(block, v, keys, p.v_dim, s);
+  }
+  // Scores relative to a reference that is too far away have lost digits: then they are computed again
+  // (twice, should the first new reference be rounded too).
+  Growth growth = Growth::FAR;
+  for (int attempt = 0; attempt < 3 && growth == Growth::FAR; ++attempt) {
+    reset_top();
+    score_tile<NV, true>(block, k, keys, p.head_dim, block.neg_m, s, top, ahead);
+    if (!full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
+    growth = rescale<NV>(block, p.v_dim, false, top, shift);
+  }
+  weights_tile<NV>(block, growth == Growth::NONE ? nullptr : shift, 1.0f, INFINITY, keys, s);
   output_tile<NV>(block, v, keys, p.v_dim, s);
 }
 
-inline void attend_sub_block(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Rows k,
+inline void attend_sub_block(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Panels k,
                              Panels v, int64_t key, int64_t keys, float *s, Ahead &ahead) {
   static_assert(MAX_NV == 2 || MAX_NV == 3, "one case for each number of vectors");
   if (block.nv == 1) return attend_tile<1>(p, block, mod, k, v, key, keys, s, ahead);

@@ -129,6 +129,7 @@ struct PairBlock {
   const uint32_t *q;
   uint32_t *weights;  // of all keys of a tile
   int64_t from, to;  // keys of the tile that the sub-block sees, from rounded down to PAIR_KEYS
+  bool settled;  // every row has seen keys, so has a reference
   int64_t waiting, weighed;  // keys [waiting, weighed) have weights, but are not in the output yet
 };
 
@@ -207,13 +208,14 @@ inline void store_pairs(uint32_t *dst, F first, F second) {
   _mm512_storeu_si512(dst, _mm512_ternarylogic_epi32(b, high, _mm512_srli_epi32(a, 16), 0xea));
 }
 
-// weights[pair] = 2^(s factor + reference); l collects the sums.
+// weights[pair] = 2^(s factor + reference); l collects the sums. Where one of these sums exceeds `most`, l
+// stays as it was, and the answer is false.
 template <int NV>
-void weights_pairs(const SubBlock &block, const float *reference, float factor, int64_t keys, const float *s,
-                   uint32_t *weights) {
+bool weights_pairs(const SubBlock &block, const float *reference, float factor, float most, int64_t keys,
+                   const float *s, uint32_t *weights) {
   F sum[NV], origin[NV];
   for (int n = 0; n < NV; ++n) {
-    sum[n] = load(block.l + n * W);
+    sum[n] = zero();
     origin[n] = load(reference + n * W);
   }
   const F unit = set1(factor);
@@ -224,7 +226,11 @@ void weights_pairs(const SubBlock &block, const float *reference, float factor, 
       sum[n] = add(sum[n], add(a, b));
       store_pairs(weights + (j / 2 * NV + n) * W, a, b);
     }
-  for (int n = 0; n < NV; ++n) store(block.l + n * W, sum[n]);
+  bool large = false;
+  for (int n = 0; n < NV; ++n) large |= any_gt(sum[n], set1(most));
+  if (large) return false;
+  for (int n = 0; n < NV; ++n) store(block.l + n * W, add(load(block.l + n * W), sum[n]));
+  return true;
 }
 
 // Weights of the keys [first, first + keys) of a tile; first is a multiple of PAIR_KEYS.
@@ -239,8 +245,19 @@ void weigh_slice(const fa_problem &p, PairBlock &pair_block, const PairSpace &sp
   pair_product<NV, false>(tile.k + first / 16 * space.k_layout.block, space.k_layout, pair_block.q,
                           space.d_pairs, s, padded);
 
+  uint32_t *const weights = pair_block.weights + first / 2 * NV * W;
   const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
   const float scale = std::fabs(query_factor(p));
+  for (int64_t i = keys * NV; i < padded * NV; ++i) store(s + i * W, set1(-INFINITY));
+  // A scale of 0 gives equal weights; so does the smallest normal number, which keeps hidden scores at -inf.
+  const float plain = maximum(scale * LOG2E, 0x1p-126f);
+  const bool seen = pair_block.settled && full && !mod.any;
+  pair_block.settled |= full && !mod.any;
+  // Once every row has a reference, maxima are looked for only where the sums tell of one far above it.
+  if (seen && weights_pairs<NV>(block, block.neg_m, plain, LARGE_SUM, padded, s, weights)) {
+    pair_block.weighed = first + padded;
+    return;
+  }
   float factor = LOG2E;  // of what lies in s
   if (mod.any) {
     for (int64_t i = 0; i < keys * NV; ++i) store(s + i * W, mul(load(s + i * W), set1(scale)));
@@ -252,9 +269,7 @@ void weigh_slice(const fa_problem &p, PairBlock &pair_block, const PairSpace &sp
         store(s + (j * NV + n) * W, add(load(s + (j * NV + n) * W), load(block.neg_m + n * W)));
     for (int n = 0; n < NV; ++n) store(reference + n * W, zero());
   } else {
-    // A scale of 0 gives equal weights; so does the smallest normal number, which keeps hidden scores at
-    // -inf.
-    factor = maximum(scale * LOG2E, 0x1p-126f);
+    factor = plain;
     if (full)
       largest_scores<NV>(s, keys, top);
     else
@@ -263,8 +278,7 @@ void weigh_slice(const fa_problem &p, PairBlock &pair_block, const PairSpace &sp
     raise_reference<NV>(pair_block, space, tile, top, 1.0f);
     for (int n = 0; n < NV; ++n) store(reference + n * W, load(block.neg_m + n * W));
   }
-  for (int64_t i = keys * NV; i < padded * NV; ++i) store(s + i * W, set1(-INFINITY));
-  weights_pairs<NV>(block, reference, factor, padded, s, pair_block.weights + first / 2 * NV * W);
+  weights_pairs<NV>(block, reference, factor, INFINITY, padded, s, weights);
   pair_block.weighed = first + padded;
 }
 
@@ -332,6 +346,7 @@ inline void prefill_bf16(const fa_problem &p, const Sequence &seq, const Item &i
                    space.staging, q + n * W, width);
     std::memset(block.ot, 0, static_cast<size_t>(space.v_rows * width) * sizeof(float));
     blocks[count].q = q;
+    blocks[count].settled = false;
     blocks[count].weights = space.weights + count % TOGETHER * space.weights_stride;
     blocks[count].modifiers = {is_modified(p), p.softcap, p.alibi_slopes ? slopes + lane : nullptr,
                                positions + lane,

@@ -23,6 +23,7 @@ inline void begin_rows(const fa_problem &p, const Sequence &seq, const Item &ite
   block.min_first = item.key_end;
   block.min_last = item.key_end;
   block.max_first = block.max_last = -1;
+  for (int n = 0; n < block.nv; ++n) block.last_of[n] = -1;
   for (int64_t lane = 0; lane < block.nv * W; ++lane) {
     // Padding repeats the last row.
     const Row row = row_of(p, item, row_begin + minimum(lane, block.rows - 1));
@@ -32,6 +33,7 @@ inline void begin_rows(const fa_problem &p, const Sequence &seq, const Item &ite
     if (seen.first <= seen.last) {
       block.min_first = minimum(block.min_first, seen.first);
       block.max_last = maximum(block.max_last, seen.last);
+      block.last_of[lane / W] = maximum(block.last_of[lane / W], seen.last);
     }
     block.max_first = maximum(block.max_first, seen.first);
     block.min_last = minimum(block.min_last, seen.last);

@@ -33,6 +33,7 @@ struct SubBlock {
   float *l;  // nv W: sum of weights
   int32_t *first, *last;  // nv W: visible keys
   int64_t min_first, max_first, min_last, max_last;
+  int64_t last_of[MAX_NV];  // the last key that some row of a vector sees
 };
 
 constexpr int SUB_ROWS = MAX_NV * W;
@@ -88,12 +89,14 @@ struct PrefillSpace {
   static int64_t v_panel(int64_t keys) { return padded(keys * KR); }
 };
 
+// The register kernels work on NV vectors of queries out of SV that lie side by side.
+
 // acc[r][n] += panel[i * KR + r] * y[i][n] for i < count.
-template <int NV, int R, int UNROLL>
+template <int SV, int NV, int R, int UNROLL>
 inline void multiply_step(F (&acc)[R][NV], const float *panel, const float *y) {
   FA_UNROLL for (int u = 0; u < UNROLL; ++u) {
     F vector[NV];
-    FA_UNROLL for (int n = 0; n < NV; ++n) vector[n] = load(y + (u * NV + n) * W);
+    FA_UNROLL for (int n = 0; n < NV; ++n) vector[n] = load(y + (u * SV + n) * W);
     FA_UNROLL for (int r = 0; r < R; ++r) {
       const F scalar = set1(panel[u * KR + r]);
       FA_UNROLL for (int n = 0; n < NV; ++n) accumulate(acc[r][n], scalar, vector[n]);
@@ -101,16 +104,16 @@ inline void multiply_step(F (&acc)[R][NV], const float *panel, const float *y) {
   }
 }
 
-template <int NV, int R>
+template <int SV, int NV, int R>
 inline void multiply(F (&acc)[R][NV], const float *panel, const float *y, int64_t count) {
   constexpr int UNROLL = 2;
   int64_t i = 0;
-  for (; i + UNROLL <= count; i += UNROLL, panel += UNROLL * KR, y += UNROLL * NV * W)
-    multiply_step<NV, R, UNROLL>(acc, panel, y);
-  for (; i < count; ++i, panel += KR, y += NV * W) multiply_step<NV, R, 1>(acc, panel, y);
+  for (; i + UNROLL <= count; i += UNROLL, panel += UNROLL * KR, y += UNROLL * SV * W)
+    multiply_step<SV, NV, R, UNROLL>(acc, panel, y);
+  for (; i < count; ++i, panel += KR, y += SV * W) multiply_step<SV, NV, R, 1>(acc, panel, y);
 }
 
-template <int NV, int K, bool TOP>
+template <int SV, int NV, int K, bool TOP>
 [[gnu::noinline]] void score_rows(const float *qt, const float *k, int64_t head_dim, const float *init,
                                   float *s, float *top) {
   F acc[K][NV];
@@ -118,9 +121,9 @@ template <int NV, int K, bool TOP>
     const F start = load(init + n * W);
     FA_UNROLL for (int r = 0; r < K; ++r) acc[r][n] = start;
   }
-  multiply<NV, K>(acc, k, qt, head_dim);
+  multiply<SV, NV, K>(acc, k, qt, head_dim);
   FA_UNROLL for (int r = 0; r < K; ++r) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) store(s + (r * NV + n) * W, acc[r][n]);
+    FA_UNROLL for (int n = 0; n < NV; ++n) store(s + (r * SV + n) * W, acc[r][n]);
   }
   if constexpr (TOP) {
     FA_UNROLL for (int n = 0; n < NV; ++n) {
@@ -131,15 +134,15 @@ template <int NV, int K, bool TOP>
   }
 }
 
-template <int NV, int C>
+template <int SV, int NV, int C>
 [[gnu::noinline]] void output_columns(const float *s, const float *panel, int64_t keys, float *ot) {
   F acc[C][NV];
   FA_UNROLL for (int c = 0; c < C; ++c) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * NV + n) * W);
+    FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * SV + n) * W);
   }
-  multiply<NV, C>(acc, panel, s, keys);
+  multiply<SV, NV, C>(acc, panel, s, keys);
   FA_UNROLL for (int c = 0; c < C; ++c) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) store(ot + (c * NV + n) * W, acc[c][n]);
+    FA_UNROLL for (int n = 0; n < NV; ++n) store(ot + (c * SV + n) * W, acc[c][n]);
   }
 }
 
@@ -181,37 +184,37 @@ struct Ahead {
 };
 
 // s[j][lane] = init[lane] + <k_j, q_lane>; with TOP, top[lane] is raised to the largest.
-template <int NV, bool TOP>
-void score_tile(const SubBlock &block, Panels k, int64_t keys, int64_t head_dim, const float *init, float *s,
+template <int SV, int NV, bool TOP>
+void score_tile(const float *qt, Panels k, int64_t keys, int64_t head_dim, const float *init, float *s,
                 float *top, Ahead &ahead) {
   int64_t j = 0;
   const float *panel = k.at;
   for (; j + KR <= keys; j += KR, panel += k.stride) {
-    score_rows<NV, KR, TOP>(block.qt, panel, head_dim, init, s + j * NV * W, top);
+    score_rows<SV, NV, KR, TOP>(qt, panel, head_dim, init, s + j * SV * W, top);
     ahead.fetch((KR + ahead.step - 1) / ahead.step);
   }
   if (KR > 4 && keys - j >= 4) {
-    score_rows<NV, 4, TOP>(block.qt, panel, head_dim, init, s + j * NV * W, top);
+    score_rows<SV, NV, 4, TOP>(qt, panel, head_dim, init, s + j * SV * W, top);
     j += 4;
     panel += 4;
   }
-  for (; j < keys; ++j, ++panel) score_rows<NV, 1, TOP>(block.qt, panel, head_dim, init, s + j * NV * W, top);
+  for (; j < keys; ++j, ++panel) score_rows<SV, NV, 1, TOP>(qt, panel, head_dim, init, s + j * SV * W, top);
 }
 
 // O^T += V^T P^T. The values lie in panels of KR columns, panel after panel, so that a register tile reads
 // one stream.
-template <int NV>
-void output_tile(const SubBlock &block, Panels v, int64_t keys, int64_t v_dim, const float *s) {
+template <int SV, int NV>
+void output_tile(float *ot, Panels v, int64_t keys, int64_t v_dim, const float *s) {
   int64_t c = 0;
   const float *panel = v.at;
   for (; c + KR <= v_dim; c += KR, panel += v.stride)
-    output_columns<NV, KR>(s, panel, keys, block.ot + c * NV * W);
+    output_columns<SV, NV, KR>(s, panel, keys, ot + c * SV * W);
   if (KR > 4 && v_dim - c >= 4) {
-    output_columns<NV, 4>(s, panel, keys, block.ot + c * NV * W);
+    output_columns<SV, NV, 4>(s, panel, keys, ot + c * SV * W);
     c += 4;
     panel += 4;
   }
-  for (; c < v_dim; ++c, ++panel) output_columns<NV, 1>(s, panel, keys, block.ot + c * NV * W);
+  for (; c < v_dim; ++c, ++panel) output_columns<SV, NV, 1>(s, panel, keys, ot + c * SV * W);
 }
 
 struct Modifiers {
@@ -222,14 +225,16 @@ struct Modifiers {
   const int64_t *mask_rows;  // per lane; NULL without a mask
 };
 
-// Scores out of sight become -inf: those of keys that not all rows see.
-template <int NV>
-void hide_tile(const SubBlock &block, int64_t key, int64_t keys, float *s) {
+// Scores out of sight become -inf, in NV vectors from the block's vector `skip` on: those of keys that not
+// all rows see.
+template <int SV, int NV>
+void hide_tile(const SubBlock &block, int skip, int64_t key, int64_t keys, float *s) {
+  const int32_t *const first = block.first + skip * W, *const last = block.last + skip * W;
   const auto hide_keys = [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       FA_UNROLL for (int n = 0; n < NV; ++n) {
-        float *const at = s + (j * NV + n) * W;
-        store(at, hide(load(at), static_cast<int32_t>(key + j), block.first + n * W, block.last + n * W));
+        float *const at = s + (j * SV + n) * W;
+        store(at, hide(load(at), static_cast<int32_t>(key + j), first + n * W, last + n * W));
       }
     }
   };
@@ -261,7 +266,7 @@ void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
   }
   if (mod.mask_rows)
     for (int n = 0; n < NV; ++n) add_mask(p, mod.mask_rows + n * W, key, keys, s + n * W, NV * W);
-  if (!full) hide_tile<NV>(block, key, keys, s);
+  if (!full) hide_tile<NV, NV>(block, 0, key, keys, s);
   FA_UNROLL for (int n = 0; n < NV; ++n) {
     F highest = set1(-INFINITY);
     for (int64_t j = 0; j < keys; ++j) highest = max(load(s + (j * NV + n) * W), highest);
@@ -269,31 +274,30 @@ void modify_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
   }
 }
 
-// s becomes 2^((s + shift) unit), without `shift` 2^s; l collects the sums. Where a sum of this tile exceeds
-// `most`, l stays as it was, and the answer is false.
-template <int NV>
-bool weights_tile(const SubBlock &block, const float *shift, float unit, float most, int64_t keys, float *s) {
-  if (shift)
-    for (int64_t j = 0; j < keys; ++j) {
-      FA_UNROLL for (int n = 0; n < NV; ++n) {
-        float *at = s + (j * NV + n) * W;
-        store(at, mul(add(load(at), load(shift + n * W)), set1(unit)));
-      }
-    }
+// s becomes 2^s; the sums are added to `sums`.
+template <int SV, int NV>
+void weights_tile(int64_t keys, float *s, float *sums) {
   F sum[NV];
-  FA_UNROLL for (int n = 0; n < NV; ++n) sum[n] = zero();
+  FA_UNROLL for (int n = 0; n < NV; ++n) sum[n] = load(sums + n * W);
   for (int64_t j = 0; j < keys; ++j) {
     FA_UNROLL for (int n = 0; n < NV; ++n) {
-      const F weight = exp2(load(s + (j * NV + n) * W));
+      const F weight = exp2(load(s + (j * SV + n) * W));
       sum[n] = add(sum[n], weight);
-      store(s + (j * NV + n) * W, weight);
+      store(s + (j * SV + n) * W, weight);
     }
   }
-  bool exceeded = false;
-  FA_UNROLL for (int n = 0; n < NV; ++n) exceeded |= any_gt(sum[n], set1(most));
-  if (exceeded) return false;
-  FA_UNROLL for (int n = 0; n < NV; ++n) store(block.l + n * W, add(load(block.l + n * W), sum[n]));
-  return true;
+  FA_UNROLL for (int n = 0; n < NV; ++n) store(sums + n * W, sum[n]);
+}
+
+// s becomes (s + shift) unit.
+template <int NV>
+void shift_tile(const float *shift, float unit, int64_t keys, float *s) {
+  for (int64_t j = 0; j < keys; ++j) {
+    FA_UNROLL for (int n = 0; n < NV; ++n) {
+      float *const at = s + (j * NV + n) * W;
+      store(at, mul(add(load(at), load(shift + n * W)), set1(unit)));
+    }
+  }
 }
 
 // How the reference maximum of a sub-block moved with a tile.
@@ -335,43 +339,104 @@ Growth rescale(const SubBlock &block, int64_t v_dim, bool natural, const float *
   return far ? Growth::FAR : Growth::SOME;
 }
 
+// Keys [begin, end) of a tile, which the first `skip` vectors of queries do not see.
+struct Span {
+  int64_t begin, end;
+  int skip;
+};
+
+// Towards the end of what the rows see, ever fewer vectors have work left. Whole panels of keys.
+template <int NV>
+void find_spans(const SubBlock &block, int64_t key, int64_t keys, Span (&spans)[NV]) {
+  int64_t begin = 0;
+  for (int n = 0; n < NV; ++n) {
+    const int64_t seen = n == NV - 1 ? keys : round_up(maximum<int64_t>(block.last_of[n] + 1 - key, 0), KR);
+    const int64_t end = minimum(maximum(begin, seen), keys);
+    spans[n] = {begin, end, n};
+    begin = end;
+  }
+}
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// work(Count<n>()) for 1 <= n <= MOST.
+template <int MOST, class Work>
+inline void with_count(int n, Work work) {
+  if (n == MOST) return work(Count<MOST>());
+  if constexpr (MOST > 1) with_count<MOST - 1>(n, work);
+}
+
+// A tile of plain scores when every row has a reference maximum. None is looked for: the sums of weights tell
+// when a reference has become too small. Then nothing but `s` was changed, and the answer is false.
+template <int NV>
+bool attend_started(const fa_problem &p, const SubBlock &block, Panels k, Panels v, bool full, int64_t key,
+                    int64_t keys, float *s, Ahead &ahead) {
+  Span spans[NV] = {{0, keys, 0}};
+  if (!full) find_spans<NV>(block, key, keys, spans);
+  const auto each_span = [&](auto work) {
+    for (const Span &span : spans) {
+      if (span.begin < span.end)
+        with_count<NV>(NV - span.skip, [&](auto count) {
+          work(count, span, span.end - span.begin, s + (span.begin * NV + span.skip) * W);
+        });
+    }
+  };
+  alignas(64) float sums[NV * W] = {};
+  each_span([&](auto count, const Span &span, int64_t length, float *at) {
+    constexpr int N = decltype(count)::value;
+    score_tile<NV, N, false>(block.qt + span.skip * W, {k.at + span.begin / KR * k.stride, k.stride}, length,
+                             p.head_dim, block.neg_m + span.skip * W, at, nullptr, ahead);
+    if (!full) hide_tile<NV, N>(block, span.skip, key + span.begin, length, at);
+    weights_tile<NV, N>(length, at, sums + span.skip * W);
+  });
+  bool large = false;
+  FA_UNROLL for (int n = 0; n < NV; ++n) large |= any_gt(load(sums + n * W), set1(LARGE_SUM));
+  if (large) return false;
+  FA_UNROLL for (int n = 0; n < NV; ++n) {
+    store(block.l + n * W, add(load(block.l + n * W), load(sums + n * W)));
+  }
+  each_span([&](auto count, const Span &span, int64_t length, const float *at) {
+    output_tile<NV, decltype(count)::value>(block.ot + span.skip * W, {v.at + span.begin * KR, v.stride},
+                                            length, p.v_dim, at);
+  });
+  return true;
+}
+
 template <int NV>
 void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Panels k, Panels v,
                  int64_t key, int64_t keys, float *s, Ahead &ahead) {
+  const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
+  bool started = !mod.any;
+  FA_UNROLL for (int n = 0; n < NV; ++n) started &= !any_gt(zero(), load(block.limit + n * W));
+  if (started && attend_started<NV>(p, block, k, v, full, key, keys, s, ahead)) return;
+
   alignas(64) float top[NV * W], shift[NV * W], nothing[NV * W];
   const auto reset_top = [&] { FA_UNROLL for (int n = 0; n < NV; ++n) store(top + n * W, set1(-INFINITY)); };
-  const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
   if (mod.any) {
     reset_top();
     FA_UNROLL for (int n = 0; n < NV; ++n) store(nothing + n * W, zero());
-    score_tile<NV, true>(block, k, keys, p.head_dim, nothing, s, top, ahead);
+    score_tile<NV, NV, true>(block.qt, k, keys, p.head_dim, nothing, s, top, ahead);
     modify_tile<NV>(p, block, mod, full, key, keys, s, top);
     rescale<NV>(block, p.v_dim, true, top, shift);
-    weights_tile<NV>(block, block.neg_m, LOG2E, INFINITY, keys, s);
-    return output_tile<NV>(block, v, keys, p.v_dim, s);
+    shift_tile<NV>(block.neg_m, LOG2E, keys, s);
+  } else {
+    // Plain scores are computed relative to the reference maximum at once, which saves a subtraction each.
+    // Where that loses digits, once in a while, they are computed again (twice, should the first new
+    // reference be rounded too).
+    Growth growth = Growth::FAR;
+    for (int attempt = 0; attempt < 3 && growth == Growth::FAR; ++attempt) {
+      reset_top();
+      score_tile<NV, NV, true>(block.qt, k, keys, p.head_dim, block.neg_m, s, top, ahead);
+      if (!full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
+      growth = rescale<NV>(block, p.v_dim, false, top, shift);
+    }
+    if (growth != Growth::NONE) shift_tile<NV>(shift, 1.0f, keys, s);
   }
-  // Plain scores are computed relative to the reference maximum at once, which saves a subtraction each.
-  // Once every row has a reference, no maximum is looked for either: the sums tell when it has become too
-  // small.
-  bool started = true;
-  FA_UNROLL for (int n = 0; n < NV; ++n) started &= !any_gt(zero(), load(block.limit + n * W));
-  if (started) {
-    score_tile<NV, false>(block, k, keys, p.head_dim, block.neg_m, s, nullptr, ahead);
-    if (!full) hide_tile<NV>(block, key, keys, s);
-    if (weights_tile<NV>(block, nullptr, 1.0f, LARGE_SUM, keys, s))
-      return output_tile<NV>(block, v, keys, p.v_dim, s);
-  }
-  // Scores relative to a reference that is too far away have lost digits: then they are computed again
-  // (twice, should the first new reference be rounded too).
-  Growth growth = Growth::FAR;
-  for (int attempt = 0; attempt < 3 && growth == Growth::FAR; ++attempt) {
-    reset_top();
-    score_tile<NV, true>(block, k, keys, p.head_dim, block.neg_m, s, top, ahead);
-    if (!full) modify_tile<NV>(p, block, mod, full, key, keys, s, top);
-    growth = rescale<NV>(block, p.v_dim, false, top, shift);
-  }
-  weights_tile<NV>(block, growth == Growth::NONE ? nullptr : shift, 1.0f, INFINITY, keys, s);
-  output_tile<NV>(block, v, keys, p.v_dim, s);
+  weights_tile<NV, NV>(keys, s, block.l);
+  output_tile<NV, NV>(block.ot, v, keys, p.v_dim, s);
 }
 
 inline void attend_sub_block(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Panels k,

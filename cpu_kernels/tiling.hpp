@@ -2,8 +2,8 @@
 //
 // Queries stand in the lanes. A sub-block of NV vectors of queries keeps Q^T (head_dim x rows) and O^T (v_dim
 // x rows); a register tile computes KR rows of S^T = K Q^T, or of O^T += V^T P^T, from broadcast scalars of K
-// or V. So K needs no transposing, the softmax needs no sum or maximum across lanes, and head_dim can be any
-// number.
+// or V. So the softmax needs no sum or maximum across lanes, and head_dim can be any number. Keys and values
+// of a tile are copied into panels, once for all sub-blocks of an item.
 //
 // Bytes, for AVX-512 at head_dim 128: Q^T and O^T of a sub-block 24 KiB each, scores of a tile of 128 keys 24
 // KiB. The score product streams Q^T, the output product the scores, from L1 (48 KiB); the tile's keys and
@@ -11,6 +11,7 @@
 #pragma once
 #include "kv_rows.hpp"
 #include "modifiers.hpp"
+#include "products.hpp"
 
 namespace FA_NAMESPACE {
 namespace {
@@ -55,15 +56,6 @@ struct Rows {
   int64_t stride;
 };
 
-// What the products broadcast from: panels of KR keys, each holding coordinate after coordinate of its keys,
-// or of KR columns of V, each holding key after key. So a register tile reads one stream, KR neighbours at a
-// time; KR streams, one from each row, cost several percent of the rate (and of the clock). `stride` floats a
-// panel.
-struct Panels {
-  const float *at;
-  int64_t stride;
-};
-
 struct PrefillSpace {
   float *qt, *ot, *scores, *lanes, *staging, *k_rows, *k_tile, *v_tile;
   int32_t *intervals;
@@ -88,63 +80,6 @@ struct PrefillSpace {
   // Likewise for panels of V, all of which a row is spread over when it is copied.
   static int64_t v_panel(int64_t keys) { return padded(keys * KR); }
 };
-
-// The register kernels work on NV vectors of queries out of SV that lie side by side.
-
-// acc[r][n] += panel[i * KR + r] * y[i][n] for i < count.
-template <int SV, int NV, int R, int UNROLL>
-inline void multiply_step(F (&acc)[R][NV], const float *panel, const float *y) {
-  FA_UNROLL for (int u = 0; u < UNROLL; ++u) {
-    F vector[NV];
-    FA_UNROLL for (int n = 0; n < NV; ++n) vector[n] = load(y + (u * SV + n) * W);
-    FA_UNROLL for (int r = 0; r < R; ++r) {
-      const F scalar = set1(panel[u * KR + r]);
-      FA_UNROLL for (int n = 0; n < NV; ++n) accumulate(acc[r][n], scalar, vector[n]);
-    }
-  }
-}
-
-template <int SV, int NV, int R>
-inline void multiply(F (&acc)[R][NV], const float *panel, const float *y, int64_t count) {
-  constexpr int UNROLL = 2;
-  int64_t i = 0;
-  for (; i + UNROLL <= count; i += UNROLL, panel += UNROLL * KR, y += UNROLL * SV * W)
-    multiply_step<SV, NV, R, UNROLL>(acc, panel, y);
-  for (; i < count; ++i, panel += KR, y += SV * W) multiply_step<SV, NV, R, 1>(acc, panel, y);
-}
-
-template <int SV, int NV, int K, bool TOP>
-[[gnu::noinline]] void score_rows(const float *qt, const float *k, int64_t head_dim, const float *init,
-                                  float *s, float *top) {
-  F acc[K][NV];
-  FA_UNROLL for (int n = 0; n < NV; ++n) {
-    const F start = load(init + n * W);
-    FA_UNROLL for (int r = 0; r < K; ++r) acc[r][n] = start;
-  }
-  multiply<SV, NV, K>(acc, k, qt, head_dim);
-  FA_UNROLL for (int r = 0; r < K; ++r) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) store(s + (r * SV + n) * W, acc[r][n]);
-  }
-  if constexpr (TOP) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) {
-      F highest = load(top + n * W);
-      FA_UNROLL for (int r = 0; r < K; ++r) highest = max(acc[r][n], highest);
-      store(top + n * W, highest);
-    }
-  }
-}
-
-template <int SV, int NV, int C>
-[[gnu::noinline]] void output_columns(const float *s, const float *panel, int64_t keys, float *ot) {
-  F acc[C][NV];
-  FA_UNROLL for (int c = 0; c < C; ++c) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * SV + n) * W);
-  }
-  multiply<SV, NV, C>(acc, panel, s, keys);
-  FA_UNROLL for (int c = 0; c < C; ++c) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) store(ot + (c * SV + n) * W, acc[c][n]);
-  }
-}
 
 // Query rows, or their rows of the output, that are about to be read, or written.
 struct RowsAhead {

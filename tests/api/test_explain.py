@@ -60,7 +60,8 @@ def test_memory_a_thread_does_not_grow_with_the_length(isa, dtype):
     sizes = []
     for length in (8192, 131072):
         q = rows(length, 128, dtype=dtype)
-        plan = fastattention.explain(q, q, q, causal=True)
+        # Two threads: with many, a short problem is cut finer, which takes less.
+        plan = fastattention.explain(q, q, q, causal=True, num_threads=2)
         assert plan.thread_bytes < 4 * MIB
         sizes.append(plan.thread_bytes)
         assert plan.nbytes == plan.threads * plan.thread_bytes + plan.shared_bytes

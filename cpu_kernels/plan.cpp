@@ -39,9 +39,9 @@ Tiles plan_tiles(const fa_problem &p, const Kernels &kernels) {
   tiles.decode = rows <= kernels.decode_rows;
   if (tiles.decode) {
     tiles.item_rows = rows;
-    // 8 KiB of keys: scores are few, and K and V are read in turns short enough to stay in L1.
+    // 4 KiB of keys: K and V are read in turns so short that what streams from memory is of both.
     const int64_t row_bytes = p.head_dim * (p.kv_dtype == FA_FLOAT32 ? 4 : p.kv_dtype == FA_INT8 ? 1 : 2);
-    tiles.key_tile = at_most(64, at_least(16, (8 << 10) / row_bytes / 16 * 16));
+    tiles.key_tile = at_most(64, at_least(16, (4 << 10) / row_bytes / 16 * 16));
   } else {
     tiles.item_rows = kernels.sub_rows * sub_blocks(p, kernels, heads, rows);
     tiles.key_tile = 128;

@@ -19,7 +19,7 @@ namespace {
 // line in the order of use.
 constexpr int64_t AHEAD_BYTES = 1024;
 constexpr int64_t LINE = 64;  // bytes of a cache line
-constexpr int DECODE_ROWS = 8;  // at most; more rows fill the lanes of prefill
+constexpr int DECODE_ROWS = W >= 16 ? 16 : 8;  // at most; more rows fill the lanes of prefill
 constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;  // rows that share a loaded vector
 
 template <class T>
@@ -293,12 +293,13 @@ inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &it
   const KvRows k = key_source(p, seq, item.kv_head), v = value_source(p, seq, item.kv_head);
   const KvRows k_scales = key_scales(p, seq, item.kv_head), v_scales = value_scales(p, seq, item.kv_head);
   const int rows = static_cast<int>(item.rows);
-  // Two groups of rows ask in turn for the rows of the next tile.
-  const bool shared = rows > ROW_GROUP;
+  // Groups of rows, two or four of them, ask in turn for the rows of the next tile.
+  const int sharing = rows > 3 * ROW_GROUP ? 4 : rows > ROW_GROUP ? 2 : 1;
+  const bool shared = sharing > 1;
   const int64_t k_ahead = shared ? tiles.key_tile : rows_ahead<T>(p.head_dim, rows);
   const int64_t v_ahead = shared ? tiles.key_tile : rows_ahead<T>(p.v_dim, rows);
   const auto requests_of = [&](int r, int64_t ahead) {
-    return r < (shared ? 2 : 1) * ROW_GROUP ? Requests{ahead, r / ROW_GROUP, shared} : Requests{0, 0, 0};
+    return r < sharing * ROW_GROUP ? Requests{ahead, r / ROW_GROUP, sharing - 1} : Requests{0, 0, 0};
   };
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);

@@ -27,7 +27,10 @@ finally:
     if _ask:
         del os.environ[_SPINS]
 
-__all__ = ["ISAS", "attention", "available_isas", "cache_bytes", "compiler", "default_isa", "max_threads"]
+__all__ = [
+    "ISAS", "attention", "available_isas", "cache_bytes", "compiler", "default_isa", "explain", "max_threads",
+    "quantize",
+]  # fmt: skip
 
 #: Instruction sets this library has kernels for, slowest first.
 ISAS: tuple[str, ...] = tuple(ffi.string(lib.fa_isa_name(i)).decode() for i in range(lib.FA_ISA_COUNT))
@@ -37,6 +40,7 @@ _DTYPE_CODE = {
     np.dtype(np.float32): lib.FA_FLOAT32,
     np.dtype(np.float16): lib.FA_FLOAT16,
     np.dtype(ml_dtypes.bfloat16): lib.FA_BFLOAT16,
+    np.dtype(np.int8): lib.FA_INT8,
 }
 _NULL = ffi.NULL
 
@@ -48,7 +52,8 @@ def available_isas() -> tuple[str, ...]:
 
 def default_isa() -> str:
     """Return the instruction set that is fastest on this machine, of those available."""
-    return ISAS[lib.fa_isa_default()]
+    name: str = ISAS[lib.fa_isa_default()]
+    return name
 
 
 def max_threads() -> int:
@@ -75,7 +80,7 @@ def _pointer(ctype: str, array: np.ndarray | None) -> Any:
     return _NULL if array is None else ffi.cast(ctype, array.__array_interface__["data"][0])
 
 
-def attention(
+def _problem(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
@@ -95,54 +100,21 @@ def attention(
     cu_seqlens_k: np.ndarray | None = None,
     max_seqlen_q: int = 0,
     max_seqlen_k: int = 0,
+    k_scales: np.ndarray | None = None,
+    v_scales: np.ndarray | None = None,
+    block_table: np.ndarray | None = None,
+    page_size: int = 0,
     num_threads: int = 1,
     isa: str = "baseline",
-) -> None:
-    """Run one attention problem; fill `out` and, when given, `lse`.
-
-    Parameters
-    ----------
-    q, k, v : ndarray
-        (B, Hq, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv); or, with `cu_seqlens_q` and `cu_seqlens_k`, packed
-        (Tq, Hq, D), (Tk, Hkv, D), (Tk, Hkv, Dv). float32, float16 or bfloat16; k and v share one dtype,
-        which may differ from q's. Last axis contiguous, other strides free.
-    out : ndarray
-        (B, Hq, Sq, Dv) or (Tq, Hq, Dv), of q's dtype. Must not overlap the inputs.
-    lse : ndarray, optional
-        float32 (B, Hq, Sq) or (Tq, Hq): natural log of the softmax denominator, -inf where no key is visible.
-    scale, softcap : float
-        Multiplier of the scores; softcap 0 means none.
-    window_left, window_right : int
-        Keys visible before and after a query's position; -1 is unbounded, causal is ``window_right=0``.
-    mask : ndarray, optional
-        bool or float32, four axes (B, Hq, Sq, Sk); broadcast axes have stride 0.
-    alibi_slopes : ndarray, optional
-        float32 (Hq,) or (B, Hq), C-contiguous.
-    sinks : ndarray, optional
-        float32 (Hq,).
-    kv_lengths, q_offsets : ndarray, optional
-        int64 (B,). Without `q_offsets`, queries stand at the end of the keys (bottom-right aligned).
-    cu_seqlens_q, cu_seqlens_k : ndarray, optional
-        int64 (B + 1,): where each packed sequence starts.
-    max_seqlen_q, max_seqlen_k : int
-        Longest sequence, when packed.
-    num_threads : int
-        OpenMP threads to use, at least 1.
-    isa : str
-        One of `available_isas`.
-
-    Raises
-    ------
-    MemoryError
-        When the workspace (under 4 MiB a thread) cannot be allocated; `out` is then untouched.
-    """
+) -> Any:
+    """Return the arguments of `attention` as a ``fa_problem``. It borrows the arrays' memory."""
     p = ffi.new("fa_problem *")
     size = q.itemsize
     kv_size = k.itemsize
+    sq, sk, sv, so = q.strides, k.strides, v.strides, out.strides
     if cu_seqlens_q is None:
         p.batch, p.q_heads, p.q_len, p.head_dim = q.shape
         p.kv_heads, p.k_len, p.v_dim = v.shape[1:]
-        sq, sk, sv, so = q.strides, k.strides, v.strides, out.strides
         p.q_strides = (sq[0] // size, sq[1] // size, sq[2] // size)
         p.k_strides = (sk[0] // kv_size, sk[1] // kv_size, sk[2] // kv_size)
         p.v_strides = (sv[0] // kv_size, sv[1] // kv_size, sv[2] // kv_size)
@@ -150,12 +122,19 @@ def attention(
         if lse is not None:
             sl = lse.strides
             p.lse_strides = (sl[0] // 4, sl[1] // 4, sl[2] // 4)
+        if k_scales is not None and v_scales is not None:
+            p.k_scales, p.v_scales = _pointer("float *", k_scales), _pointer("float *", v_scales)
+            p.k_scale_strides = tuple(stride // 4 for stride in k_scales.strides)
+            p.v_scale_strides = tuple(stride // 4 for stride in v_scales.strides)
+        if block_table is not None:
+            p.k_len = max_seqlen_k
+            p.block_table = _pointer("int32_t *", block_table)
+            p.block_table_stride, p.page_size = block_table.strides[0] // 4, page_size
     else:
         p.batch = len(cu_seqlens_q) - 1
         _, p.q_heads, p.head_dim = q.shape
         _, p.kv_heads, p.v_dim = v.shape
         p.q_len, p.k_len = max_seqlen_q, max_seqlen_k
-        sq, sk, sv, so = q.strides, k.strides, v.strides, out.strides
         p.q_strides = (0, sq[1] // size, sq[0] // size)
         p.k_strides = (0, sk[1] // kv_size, sk[0] // kv_size)
         p.v_strides = (0, sv[1] // kv_size, sv[0] // kv_size)
@@ -184,9 +163,129 @@ def attention(
     if sinks is not None:
         p.sinks = _pointer("float *", sinks)
     p.num_threads, p.isa = num_threads, _ISA_CODE[isa]
+    return p
 
-    status = lib.fa_attention(p)
+
+def _lacking(isa: Any) -> ValueError:
+    return ValueError(f"isa={isa!r} is not available; this machine runs {available_isas()}")
+
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    out: np.ndarray,
+    lse: np.ndarray | None = None,
+    **options: Any,
+) -> None:
+    """Run one attention problem; fill `out` and, when given, `lse`.
+
+    Parameters
+    ----------
+    q, k, v : ndarray
+        (B, Hq, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv); with `cu_seqlens_q` and `cu_seqlens_k`, packed
+        (Tq, Hq, D), (Tk, Hkv, D), (Tk, Hkv, Dv); with `block_table`, q as it was and pools of pages
+        (pages, Hkv, page_size, D), (pages, Hkv, page_size, Dv). float32, float16 or bfloat16; k and v share
+        one dtype, which may differ from q's, and may be int8. Last axis contiguous, other strides free.
+    out : ndarray
+        (B, Hq, Sq, Dv) or (Tq, Hq, Dv), of q's dtype. Must not overlap the inputs.
+    lse : ndarray, optional
+        float32 (B, Hq, Sq) or (Tq, Hq): natural log of the softmax denominator, -inf where no key is visible.
+    scale, softcap : float
+        Multiplier of the scores, always given; softcap 0, the default, means none.
+    window_left, window_right : int
+        Keys visible before and after a query's position; -1, the default, is unbounded, causal is
+        ``window_right=0``.
+    mask : ndarray, optional
+        bool or float32, four axes (B, Hq, Sq, Sk); broadcast axes have stride 0.
+    alibi_slopes : ndarray, optional
+        float32 (Hq,) or (B, Hq), C-contiguous.
+    sinks : ndarray, optional
+        float32 (Hq,).
+    kv_lengths, q_offsets : ndarray, optional
+        int64 (B,). Without `q_offsets`, queries stand at the end of the keys (bottom-right aligned).
+    cu_seqlens_q, cu_seqlens_k : ndarray, optional
+        int64 (B + 1,): where each packed sequence starts.
+    max_seqlen_q, max_seqlen_k : int
+        Longest sequence, when packed; `max_seqlen_k` also when paged.
+    k_scales, v_scales : ndarray, optional
+        float32, with int8 k and v, and not when packed: what a row's integers are to be multiplied with;
+        the shape of k without its last axis, any strides.
+    block_table : ndarray, optional
+        int32 (B, pages of a sequence), rows contiguous: the pages of each sequence, in order. `kv_lengths`
+        are then given.
+    page_size : int
+        Rows of a page, with `block_table`.
+    num_threads : int
+        OpenMP threads to use, at least 1, the default.
+    isa : str
+        One of `available_isas`, by default "baseline".
+
+    Raises
+    ------
+    MemoryError
+        When the workspace (under 4 MiB a thread) cannot be allocated; `out` is then untouched.
+    """
+    status = lib.fa_attention(_problem(q, k, v, out, lse, **options))
     if status == lib.FA_NO_MEMORY:
         raise MemoryError("attention: the kernels could not allocate their workspace")
     if status != lib.FA_OK:
-        raise ValueError(f"isa={isa!r} is not available; this machine runs {available_isas()}")
+        raise _lacking(options.get("isa", "baseline"))
+
+
+def explain(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    out: np.ndarray,
+    lse: np.ndarray | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return what `attention` would do with these arguments. Nothing is computed, no array is read.
+
+    Parameters
+    ----------
+    q, k, v, out, lse, **options
+        As in `attention`; no size is 0.
+
+    Returns
+    -------
+    dict
+        The fields of ``fa_plan`` in fastattention.h; "isa" as a name, "decode" as a bool.
+    """
+    plan = ffi.new("fa_plan *")
+    if lib.fa_explain(_problem(q, k, v, out, lse, **options), plan) != lib.FA_OK:
+        raise _lacking(options.get("isa", "baseline"))
+    fields = {name: int(getattr(plan, name)) for name, _ in ffi.typeof("fa_plan").fields}
+    return {**fields, "isa": ISAS[fields["isa"]], "decode": bool(fields["decode"])}
+
+
+def quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of `x` as int8, and the scale of each: reference/quantize.py, bit for bit.
+
+    Parameters
+    ----------
+    x : ndarray
+        float32, four axes (..., D), the last one contiguous, other strides free.
+
+    Returns
+    -------
+    integers : ndarray of int8
+        The shape of `x`.
+    scales : ndarray of float32
+        The shape of `x` without its last axis.
+
+    Raises
+    ------
+    ValueError
+        When `x` holds inf or NaN.
+    """
+    integers, scales = np.empty(x.shape, np.int8), np.empty(x.shape[:3], np.float32)
+    sx = x.strides
+    status = lib.fa_quantize(
+        _pointer("float *", x), x.shape, (sx[0] // 4, sx[1] // 4, sx[2] // 4),
+        _pointer("int8_t *", integers), _pointer("float *", scales),
+    )  # fmt: skip
+    if status != lib.FA_OK:
+        raise ValueError("expected finite numbers, got inf or NaN")
+    return integers, scales

@@ -16,7 +16,7 @@ extern "C" {
 enum fa_dtype { FA_FLOAT32, FA_FLOAT16, FA_BFLOAT16, FA_INT8 }; /* FA_INT8: of k and v only, with scales */
 enum fa_mask_kind { FA_MASK_NONE, FA_MASK_BOOL, FA_MASK_FLOAT32 };
 enum fa_isa { FA_ISA_BASELINE, FA_ISA_AVX2, FA_ISA_AVX512, FA_ISA_AVX512_BF16, FA_ISA_AMX, FA_ISA_COUNT };
-enum fa_status { FA_OK, FA_NO_MEMORY, FA_NO_ISA };
+enum fa_status { FA_OK, FA_NO_MEMORY, FA_NO_ISA, FA_NOT_FINITE };
 
 typedef struct fa_problem {
   /* Sizes. With cu_seqlens, batch is the number of sequences, q_len and k_len the longest of them. */
@@ -79,10 +79,20 @@ typedef struct fa_plan {
 } fa_plan;
 int fa_explain(const fa_problem *problem, fa_plan *plan);
 
+/* Rows of x as integers with a scale each: reference/quantize.py. x has `shape` (4 axes, rows last) and
+ * `strides` of the first three; integers and scales lie without gaps. FA_NOT_FINITE: x holds inf or NaN, and
+ * what was written means nothing. */
+int fa_quantize(const float *x, const int64_t *shape, const int64_t *strides, int8_t *integers,
+                float *scales);
+
 /* Whether this build has the kernels of `isa` and this machine can run them. */
 int fa_isa_available(int isa);
-/* The available set that is fastest here: see choose_isa in machine.cpp. */
+/* The available set that is fastest here, by measurement where that is open. */
 int fa_isa_default(void);
+/* Whether the dot product of bfloat16 (AVX512-BF16) does more multiply-adds a second here than float32's
+ * instruction: twice as many on Zen 4 and 5, half as many on the Intel servers tried. Measured once, in half
+ * a millisecond; 0 where the machine has no such instruction. */
+int fa_bf16_dot_is_faster(void);
 const char *fa_isa_name(int isa);
 const char *fa_compiler(void);
 int fa_max_threads(void);

@@ -1,8 +1,8 @@
 """Exact attention, readable, proven and fast.
 
 `attention` computes it, `attention_varlen` over packed sequences; `KVCache` holds a decoder's keys and
-values; `merge` joins attention over parts of the keys. `reference` is the specification that every kernel is
-tested against.
+values; `merge` joins attention over parts of the keys; `explain` says what a call would do. `reference` is
+the specification that every kernel is tested against.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ except ImportError as _error:
 from .attention import attention, attention_varlen, merge
 from .cache import KVCache
 from .config import get_isa, num_threads, set_isa, show_config
+from .explain import Explanation, explain
 
 __all__ = [
+    "Explanation",
     "KVCache",
     "attention",
     "attention_varlen",
     "cpu_kernels",
+    "explain",
     "get_isa",
     "merge",
     "num_threads",

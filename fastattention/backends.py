@@ -8,10 +8,15 @@ import numpy as np
 
 from . import cpu_kernels
 from .config import get_isa
-from .reference import tiling
-from .validate import Problem
+from .reference import paged, quantize, tiling
+from .validate import Array, Problem
 
-__all__ = ["run"]
+__all__ = ["nothing_to_compute", "plan", "run"]
+
+
+def nothing_to_compute(p: Problem) -> bool:
+    """Whether there is no query, or no key at all: no kernel needs to know of empty arrays."""
+    return p.out.size == 0 or p.k.size == 0 or (p.block_table is not None and p.max_seqlen_k == 0)
 
 
 def run(problem: Problem, backend: str) -> None:
@@ -32,9 +37,7 @@ def run(problem: Problem, backend: str) -> None:
     MemoryError
         When the kernels' workspace cannot be allocated.
     """
-    # No query, or no key at all: the definition gives 0 and -inf, and no kernel needs to know of empty
-    # arrays.
-    if problem.out.size == 0 or problem.k.size == 0:
+    if nothing_to_compute(problem):  # the definition gives 0 and -inf
         problem.out.fill(0)
         if problem.lse is not None:
             problem.lse.fill(-np.inf)
@@ -44,14 +47,36 @@ def run(problem: Problem, backend: str) -> None:
         _run_cpu(problem)
 
 
-def _run_cpu(p: Problem) -> None:
-    cpu_kernels.attention(
-        p.q, p.k, p.v, p.out, p.lse, scale=p.scale, softcap=p.softcap, window_left=p.window_left,
-        window_right=p.window_right, mask=p.mask, alibi_slopes=p.alibi_slopes, sinks=p.sinks,
-        kv_lengths=p.kv_lengths, q_offsets=p.q_offsets, cu_seqlens_q=p.cu_seqlens_q,
-        cu_seqlens_k=p.cu_seqlens_k, max_seqlen_q=p.max_seqlen_q, max_seqlen_k=p.max_seqlen_k,
-        num_threads=p.num_threads, isa=get_isa(),
-    )  # fmt: skip
+def plan(problem: Problem) -> dict[str, Any]:
+    """Return what the CPU kernels would do with a problem: ``cpu_kernels.explain``."""
+    return cpu_kernels.explain(*_tensors(problem), **_options(problem))
+
+
+def _run_cpu(problem: Problem) -> None:
+    cpu_kernels.attention(*_tensors(problem), **_options(problem))
+
+
+def _tensors(p: Problem) -> tuple[Any, ...]:
+    return p.q, p.k, p.v, p.out, p.lse
+
+
+def _options(p: Problem) -> dict[str, Any]:
+    """Return a problem as the keyword arguments of ``cpu_kernels.attention``; most calls have few."""
+    options = {
+        "scale": p.scale, "softcap": p.softcap, "window_left": p.window_left, "window_right": p.window_right,
+        "mask": p.mask, "alibi_slopes": p.alibi_slopes, "sinks": p.sinks, "kv_lengths": p.kv_lengths,
+        "q_offsets": p.q_offsets, "num_threads": p.num_threads, "isa": get_isa(),
+    }  # fmt: skip
+    if p.cu_seqlens_q is not None:
+        options.update(
+            cu_seqlens_q=p.cu_seqlens_q, cu_seqlens_k=p.cu_seqlens_k, max_seqlen_q=p.max_seqlen_q,
+            max_seqlen_k=p.max_seqlen_k,
+        )  # fmt: skip
+    if p.k_scales is not None:
+        options.update(k_scales=p.k_scales, v_scales=p.v_scales)
+    if p.block_table is not None:
+        options.update(block_table=p.block_table, page_size=p.page_size, max_seqlen_k=p.max_seqlen_k)
+    return options
 
 
 def _run_reference(p: Problem) -> None:
@@ -62,8 +87,9 @@ def _run_reference(p: Problem) -> None:
         "sinks": p.sinks,
     }
     if p.cu_seqlens_q is None or p.cu_seqlens_k is None:
+        k, v = _rows(p, p.k, p.k_scales), _rows(p, p.v, p.v_scales)
         out, lse = tiling.attention(
-            p.q, p.k, p.v, mask=p.mask, alibi_slopes=p.alibi_slopes, kv_lengths=p.kv_lengths,
+            p.q, k, v, mask=p.mask, alibi_slopes=p.alibi_slopes, kv_lengths=p.kv_lengths,
             q_offset=p.q_offsets, **options,
         )  # fmt: skip
         p.out[...] = out
@@ -82,3 +108,16 @@ def _run_reference(p: Problem) -> None:
         p.out[rows] = out[0].swapaxes(0, 1)
         if p.lse is not None:
             p.lse[rows] = lse[0].swapaxes(0, 1)
+
+
+def _rows(p: Problem, rows: Array, scales: Array | None) -> Array:
+    """Return keys or values as the reference takes them: (B, Hkv, Sk, D), laid end to end and dequantised."""
+    if p.block_table is None or p.kv_lengths is None:
+        return rows if scales is None else quantize.dequantize(rows, scales)
+    padded = np.zeros((len(p.kv_lengths), rows.shape[1], p.max_seqlen_k, rows.shape[3]))
+    for b, length in enumerate(p.kv_lengths.tolist()):
+        own = paged.gather(rows, p.block_table[b], length)
+        if scales is not None:
+            own = quantize.dequantize(own, paged.gather(scales, p.block_table[b], length))
+        padded[b, :, :length] = own
+    return padded

@@ -7,28 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import MAX_LENGTH, integer, operand
 from .arrays import to_numpy
 from .backends import run
-from .validate import KERNEL_DTYPES, MAX_HEAD_DIM, validate
+from .cache_paged import Paged
+from .cache_rows import INT8, incoming, quantized, token_counts
+from .cache_state import CacheState
+from .explain import Explanation, explanation
+from .validate import KeysValues, Problem, validate_cached
 
 __all__ = ["KVCache"]
 
 Array = NDArray[Any]
 
-# Room for this many tokens is taken at first; it doubles from there.
-_FIRST_CAPACITY = 64
 
-
-def _size(value: Any, name: str, most: int) -> int:
-    number = integer(value, name, "an integer")
-    if not 1 <= number <= most:
-        raise ValueError(f"{name}: expected 1 to {most}, got {number}")
-    return number
-
-
-class KVCache:
-    """A contiguous KV cache for one attention layer.
+class KVCache(CacheState):
+    """A KV cache for one attention layer: contiguous or in pages, in floating point or as 8-bit integers.
 
     Parameters
     ----------
@@ -39,14 +32,19 @@ class KVCache:
     head_dim : int
         Head dimension of the keys, D, 1 to 256.
     dtype : dtype
-        float32, float16 or bfloat16 (`ml_dtypes.bfloat16`, or the string "bfloat16"): how keys and values are
-        kept.
+        float32, float16, bfloat16 (`ml_dtypes.bfloat16`, or the string "bfloat16") or int8: how keys and
+        values are kept. int8 keeps each row (a token in a KV head) as integers from -127 to 127 and one
+        float32 scale, so that no element is off by more than 1/254 of its row's largest.
     v_dim : int, optional
         Head dimension of the values, Dv; default `head_dim`.
     max_length : int
         Most tokens that a sequence can hold.
-    page_size : None
-        Paged caches are not in this version; anything but None raises.
+    page_size : int, optional
+        Tokens of a page: 8, 16, 32, ... or 1024. Sequences then take pages from one pool as they grow and
+        give them back (`free`, `truncate`); each wastes less than a page. By default rows are
+        contiguous, and every sequence has room for the longest one.
+    max_pages : int, optional
+        With `page_size`: most pages of the pool. By default what `batch` sequences of `max_length` need.
 
     Raises
     ------
@@ -55,10 +53,13 @@ class KVCache:
 
     Notes
     -----
-    Memory grows with the longest sequence: it doubles whenever it is full, up to `max_length`, so
-    each token is copied a constant number of times on average. While it grows, the old and the new buffer
-    exist together. Arrays handed out as `keys` and `values` are views: they see nothing of what is appended
-    after the buffer has grown. One cache is for one thread at a time.
+    Memory grows with what is appended: the buffer of a contiguous cache, or the pool of a paged one, doubles
+    whenever it is full, so each token is copied a constant number of times on average. While it grows, the
+    old and the new one exist together. Arrays handed out as `keys` and `values` are views: they see nothing
+    of what is appended after that. One cache is for one thread at a time.
+
+    The specification of int8 is ``reference.quantize``, which says why each token has a scale of its own,
+    and that of pages ``reference.paged``.
 
     Examples
     --------
@@ -74,99 +75,18 @@ class KVCache:
     >>> q = rng.standard_normal((1, 4, 1, 8)).astype(np.float32)
     >>> cache.attend(q).shape
     (1, 4, 1, 8)
+
+    Two sequences in pages of 16 tokens:
+
+    >>> paged = KVCache(batch=2, kv_heads=2, head_dim=8, dtype=np.float32, max_length=512, page_size=16)
+    >>> k = rng.standard_normal((2, 2, 40, 8)).astype(np.float32)
+    >>> paged.append(k, k, lengths=np.array([40, 3]))
+    >>> paged.block_table
+    array([[ 0,  1,  2],
+           [ 3, -1, -1]], dtype=int32)
     """
 
-    __slots__ = (
-        "_batch", "_dtype", "_head_dim", "_k", "_kv_heads", "_lengths", "_longest", "_max_length", "_uniform",
-        "_v", "_v_dim",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        batch: int,
-        kv_heads: int,
-        head_dim: int,
-        *,
-        dtype: Any,
-        v_dim: int | None = None,
-        max_length: int,
-        page_size: int | None = None,
-    ) -> None:
-        if page_size is not None:
-            raise ValueError(f"page_size: only contiguous caches (None) in this version, got {page_size!r}")
-        self._batch = _size(batch, "batch", MAX_LENGTH)
-        self._kv_heads = _size(kv_heads, "kv_heads", MAX_LENGTH)
-        self._head_dim = _size(head_dim, "head_dim", MAX_HEAD_DIM)
-        self._v_dim = self._head_dim if v_dim is None else _size(v_dim, "v_dim", MAX_HEAD_DIM)
-        self._max_length = _size(max_length, "max_length", MAX_LENGTH)
-        try:
-            self._dtype: np.dtype[Any] = np.dtype(dtype)
-        except TypeError as error:
-            raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype!r}") from error
-        if self._dtype not in KERNEL_DTYPES:
-            raise TypeError(
-                f"dtype: expected float32, float16 or bfloat16 in native byte order, got {dtype!r}"
-            )
-        self._lengths = np.zeros(self._batch, np.int64)
-        self._longest = 0
-        self._uniform = True  # all sequences have the same length
-        self._k, self._v = self._buffers(min(_FIRST_CAPACITY, self._max_length))
-
-    def __repr__(self) -> str:
-        return (
-            f"KVCache(batch={self._batch}, kv_heads={self._kv_heads}, head_dim={self._head_dim}, "
-            f"dtype={self._dtype.name}, v_dim={self._v_dim}, max_length={self._max_length}; "
-            f"longest sequence {self._longest})"
-        )
-
-    def _buffers(self, capacity: int) -> tuple[Array, Array]:
-        # Zeros, not garbage: in a ragged batch, `keys` and `values` show the rows behind a short sequence.
-        rows = (self._batch, self._kv_heads, capacity)
-        return np.zeros((*rows, self._head_dim), self._dtype), np.zeros((*rows, self._v_dim), self._dtype)
-
-    @property
-    def lengths(self) -> Array:
-        """Length of each sequence: int64, (B,), a copy."""
-        return self._lengths.copy()
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens that a sequence can hold."""
-        return self._max_length
-
-    @property
-    def keys(self) -> Array:
-        """Keys up to the longest sequence: (B, Hkv, max(lengths), D), a read-only NumPy view."""
-        return self._view(self._k)
-
-    @property
-    def values(self) -> Array:
-        """Values up to the longest sequence: (B, Hkv, max(lengths), Dv), a read-only NumPy view."""
-        return self._view(self._v)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the cache holds now."""
-        return self._k.nbytes + self._v.nbytes
-
-    def _view(self, buffer: Array) -> Array:
-        view = buffer[:, :, : self._longest]
-        view.flags.writeable = False
-        return view
-
-    def _incoming(self, x: Any, name: str, kind: str, dim: int) -> Array:
-        array = operand(x, name, kind)
-        if array.dtype != self._dtype and array.dtype != np.float32:
-            raise TypeError(
-                f"{name}: expected {self._dtype.name} (the cache's) or float32, got {array.dtype}"
-            )
-        shape = array.shape
-        if len(shape) != 4 or shape[:2] != (self._batch, self._kv_heads) or shape[3] != dim:
-            raise ValueError(
-                f"{name}: expected shape (B, Hkv, S, D) = ({self._batch}, {self._kv_heads}, S, {dim}), "
-                f"got {shape}"
-            )
-        return array
+    __slots__ = ()
 
     def append(self, k: Any, v: Any, lengths: Any = None) -> None:
         """Append keys and values to every sequence.
@@ -175,80 +95,74 @@ class KVCache:
         ----------
         k : array, shape (B, Hkv, S, D)
             Of the cache's dtype, or float32, which is rounded to it: past float16's range to inf, with
-            NumPy's warning. NumPy, PyTorch, JAX, as in `attention`.
+            NumPy's warning. For an int8 cache float32, float16 or bfloat16, and finite. NumPy, PyTorch, JAX,
+            as in `attention`.
         v : array, shape (B, Hkv, S, Dv)
             Likewise, of k's kind.
         lengths : integer array, shape (B,), optional
-            How many of the S tokens each sequence takes, from the front, 0 to S; by default all.
+            How many of the S tokens each sequence takes, from the front, 0 to S; by default all. The others
+            are not read.
 
         Raises
         ------
         TypeError, ValueError
-            An argument does not fit, or a sequence would pass `max_length`. The cache is as it was before.
+            An argument does not fit, a sequence would pass `max_length`, the pool has too few pages
+            left, or an int8 cache is given inf or NaN. The cache is as it was before.
         MemoryError
             There is no room to grow. The cache is as it was before.
         """
         _, kind = to_numpy(k, "k")
-        new_k = self._incoming(k, "k", kind, self._head_dim)
-        new_v = self._incoming(v, "v", kind, self._v_dim)
+        new_k = incoming(k, "k", kind, self._dtype, self._batch, self._kv_heads, self._head_dim)
+        new_v = incoming(v, "v", kind, self._dtype, self._batch, self._kv_heads, self._v_dim)
         count = new_k.shape[2]
         if new_v.shape[2] != count:
             raise ValueError(f"v: expected as many tokens as k has, {count}, got shape {new_v.shape}")
-        if lengths is None:
-            counts, ragged = None, not self._uniform
-            new_longest = self._longest + count
-        else:
-            counts = self._counts(lengths, kind, count)
-            ragged = not self._uniform or int(counts.min()) != int(counts.max())
-            count = count if ragged else int(counts[0])
-            new_longest = int((self._lengths + counts).max())
+        counts = None if lengths is None else token_counts(lengths, kind, self._batch, count)
+        if counts is not None and int(counts.min()) == int(counts.max()):
+            count, counts = int(counts[0]), None
+        new_lengths = self._lengths + (count if counts is None else counts)
+        new_longest = self._longest + count if counts is None else int(new_lengths.max())
         if new_longest > self._max_length:
             raise ValueError(
                 f"k: appending would make the longest sequence {new_longest}; max_length is "
                 f"{self._max_length}, lengths are {self._lengths.tolist()}"
             )
-        self._reserve(new_longest)
-
-        # Rows from a sequence's length on are nobody's until the lengths change, last and in one step each.
-        if not ragged:
-            rows = slice(self._longest, new_longest)
-            self._k[:, :, rows] = new_k[:, :, :count]
-            self._v[:, :, rows] = new_v[:, :, :count]
-            self._lengths += count
-            self._longest = new_longest
+        if count == 0:
             return
-        added = np.full(self._batch, count, np.int64) if counts is None else counts
-        for b, (old, n) in enumerate(zip(self._lengths.tolist(), added.tolist(), strict=True)):
-            self._k[b, :, old : old + n] = new_k[b, :, :n]
-            self._v[b, :, old : old + n] = new_v[b, :, :n]
-        self._set_lengths(self._lengths + added)
+        rows: tuple[Array, ...] = (new_k, new_v)
+        if self._dtype == INT8:
+            (integers_k, scales_k), (integers_v, scales_v) = (
+                quantized(new_k, "k", count, counts), quantized(new_v, "v", count, counts),
+            )  # fmt: skip
+            rows = integers_k, integers_v, scales_k, scales_v
+        storage = self._storage
+        storage.reserve(new_lengths, new_longest, self._longest)
+        try:  # rows from a sequence's length on are nobody's until the lengths change, last
+            if counts is None and self._uniform:
+                storage.write_all(self._longest, count, rows)
+            else:
+                added = np.full(self._batch, count, np.int64) if counts is None else counts
+                storage.write_each(self._lengths, added, rows)
+        except BaseException:
+            storage.release(self._lengths)
+            raise
+        if counts is None:
+            self._lengths, self._longest = new_lengths, new_longest
+        else:
+            self._set_lengths(new_lengths)
 
-    def _counts(self, lengths: Any, kind: str, most: int) -> Array:
-        counts = operand(lengths, "lengths", kind)
-        if counts.dtype.kind not in "iu":
-            raise TypeError(f"lengths: expected integers, got dtype {counts.dtype}")
-        if counts.shape != (self._batch,):
-            raise ValueError(f"lengths: expected shape (B,) = ({self._batch},), got {counts.shape}")
-        if int(counts.min()) < 0 or int(counts.max()) > most:
-            raise ValueError(
-                f"lengths: expected 0 to S = {most}, got {int(counts.min())} to {int(counts.max())}"
-            )
-        return counts.astype(np.int64)
-
-    def _reserve(self, length: int) -> None:
-        """Make room for `length` tokens; on MemoryError the cache is as it was."""
-        capacity = self._k.shape[2]
-        if length <= capacity:
-            return
-        k, v = self._buffers(min(self._max_length, max(length, 2 * capacity)))
-        k[:, :, : self._longest] = self._k[:, :, : self._longest]
-        v[:, :, : self._longest] = self._v[:, :, : self._longest]
-        self._k, self._v = k, v
-
-    def _set_lengths(self, lengths: Array) -> None:
-        self._lengths = lengths
-        self._longest = int(lengths.max())
-        self._uniform = int(lengths.min()) == self._longest
+    def _problem(self, q: Any, *options: Any) -> Problem:
+        storage = self._storage
+        planes, lengths = storage.planes, None if self._uniform else self._lengths
+        table, size = None, 0
+        if isinstance(storage, Paged):
+            table, size, lengths = storage.table, storage.page_size, self._lengths
+        else:
+            planes = tuple([plane[:, :, : self._longest] for plane in planes])
+        k, v = planes[:2]
+        k_scales, v_scales = planes[2:] or (None, None)
+        held = KeysValues(k, v, k_scales, v_scales, table, size, lengths, self._batch, self._longest)
+        return validate_cached(q, held, *options)
 
     def attend(
         self,
@@ -272,7 +186,8 @@ class KVCache:
         Parameters
         ----------
         q : array, shape (B, Hq, Sq, D)
-            Queries: float32 or the cache's dtype; any kind that `attention` takes. Hq is a multiple of Hkv.
+            Queries: float32 or the cache's dtype, for an int8 cache float32, float16 or bfloat16; any kind
+            that `attention` takes. Hq is a multiple of Hkv.
         causal : bool, default True
             A query sees no key after its own position. The last query stands at the last key of its sequence:
             append the tokens' keys and values first, then attend with their queries.
@@ -295,33 +210,51 @@ class KVCache:
         TypeError, ValueError, MemoryError
             As in `attention`.
         """
-        rows = slice(self._longest)
-        problem = validate(
-            q, self._k[:, :, rows], self._v[:, :, rows], causal, window, mask, alibi_slopes, scale, softcap,
-            sinks, None if self._uniform else self._lengths, q_offset, return_lse, out, backend, num_threads,
-            True,
+        problem = self._problem(
+            q, causal, window, mask, alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, backend,
+            num_threads,
         )  # fmt: skip
         run(problem, backend)
         return problem.result(return_lse)
 
-    def truncate(self, length: int) -> None:
-        """Forget every token from position `length` on; shorter sequences stay as they are.
+    def explain(
+        self,
+        q: Any,
+        *,
+        causal: bool = True,
+        window: tuple[int | None, int | None] | None = None,
+        mask: Any = None,
+        alibi_slopes: Any = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: Any = None,
+        q_offset: Any = None,
+        return_lse: bool = False,
+        out: Any = None,
+        backend: str = "auto",
+        num_threads: int | None = None,
+    ) -> Explanation:
+        """Say what `attend` would do with these arguments, without doing it.
 
         Parameters
         ----------
-        length : int
-            At least 0.
+        q, causal, window, mask, alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, num_threads
+            As in `attend`.
+        backend : {"auto", "cpu"}, default "auto"
+            The reference has no plan.
+
+        Returns
+        -------
+        Explanation
+            As of `fastattention.explain`.
 
         Raises
         ------
         TypeError, ValueError
-            `length` is no integer, or negative.
+            As in `attend`.
         """
-        keep = integer(length, "length", "an integer")
-        if keep < 0:
-            raise ValueError(f"length: expected at least 0, got {keep}")
-        self._set_lengths(np.minimum(self._lengths, min(keep, self._max_length)))
-
-    def reset(self) -> None:
-        """Forget everything; the memory is kept for the next sequences."""
-        self.truncate(0)
+        problem = self._problem(
+            q, causal, window, mask, alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, backend,
+            num_threads,
+        )  # fmt: skip
+        return explanation(problem, backend)

@@ -95,6 +95,13 @@ def set_isa(name: str | None) -> None:
     _forced_isa, _isa = forced, forced
 
 
+def isa_source() -> str:
+    """Return who asked for the instruction set in force: "set_isa", the variable's name, or "": nobody."""
+    if _forced_isa is not None:
+        return "set_isa"
+    return ISA_VARIABLE if os.environ.get(ISA_VARIABLE) else ""
+
+
 class _ThreadCount(int):
     """A number of threads that, used in a ``with`` statement, puts back what was set before it."""
 
@@ -167,6 +174,15 @@ def num_threads(n: int | None = _ASK) -> _ThreadCount:
     return count
 
 
+def _tile(head_dim: int) -> tuple[int, int]:
+    """Return the tile (query rows, keys) of a long prefill of eight heads."""
+    from .explain import explain  # which reads the settings above
+
+    q = np.broadcast_to(np.zeros(head_dim, np.float32), (1, 8, 4096, head_dim))
+    plan = explain(q, q, q, causal=True)
+    return plan.item_rows, plan.key_tile
+
+
 def show_config() -> dict[str, Any]:
     """Print what the library runs on, and return it.
 
@@ -174,7 +190,8 @@ def show_config() -> dict[str, Any]:
     -------
     dict
         "version", "isa" (in force), "isas" (available), "threads", "compiler", "cache_bytes" (L1 data, L2,
-        L3; 0 where unknown), "machine", "python", "numpy", "ml_dtypes", "gpu".
+        L3; 0 where unknown), "tiles" (by head dimension: (query rows, keys) that a long float32 prefill works
+        on at a time), "machine", "python", "numpy", "ml_dtypes", "gpu".
 
     Raises
     ------
@@ -190,21 +207,19 @@ def show_config() -> dict[str, Any]:
         "threads": threads(),
         "compiler": cpu_kernels.compiler(),
         "cache_bytes": cpu_kernels.cache_bytes(),
+        "tiles": {head_dim: _tile(head_dim) for head_dim in (64, 128)},
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "numpy": np.__version__,
         "ml_dtypes": ml_dtypes.__version__,
         "gpu": None,
     }
-    if _forced_isa is not None:
-        reason = " (set_isa)"
-    elif os.environ.get(ISA_VARIABLE):
-        reason = f" ({ISA_VARIABLE})"
-    else:
-        reason = ""
+    source = isa_source()
+    reason = f" ({source})" if source else ""
     caches = ", ".join(
         f"L{level} {size // 1024} KiB" for level, size in enumerate(config["cache_bytes"], start=1) if size
     )
+    tiles = (f"D={head_dim}: {rows} x {keys}" for head_dim, (rows, keys) in config["tiles"].items())
     lines = [
         ("fastattention", config["version"]),
         ("instruction set", config["isa"] + reason),
@@ -212,6 +227,7 @@ def show_config() -> dict[str, Any]:
         ("threads", str(config["threads"])),
         ("compiler", config["compiler"]),
         ("caches", caches or "unknown"),
+        ("prefill tiles", f"{', '.join(tiles)} (query rows x keys, float32)"),
         ("machine", config["machine"]),
         ("python", config["python"]),
         ("numpy, ml_dtypes", f"{config['numpy']}, {config['ml_dtypes']}"),

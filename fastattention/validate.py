@@ -31,7 +31,10 @@ from .arguments import (
 from .arrays import BFLOAT16, from_numpy, to_numpy
 from .config import check_threads, threads
 
-__all__ = ["MAX_HEAD_DIM", "Problem", "check_backend", "validate", "validate_varlen"]
+__all__ = [
+    "MAX_HEAD_DIM", "KeysValues", "Problem", "check_backend", "validate", "validate_cached",
+    "validate_varlen",
+]  # fmt: skip
 
 Array = NDArray[Any]
 
@@ -48,7 +51,8 @@ _SCALES = [0.0, *(dim**-0.5 for dim in range(1, MAX_HEAD_DIM + 1))]
 class Problem:
     """One attention problem, checked and normalised; its fields are what ``cpu_kernels.attention`` takes.
 
-    Shapes are those of `attention`, or, where `cu_seqlens_q` is given, the packed ones of `attention_varlen`.
+    Shapes are those of `attention`; where `cu_seqlens_q` is given, the packed ones of `attention_varlen`;
+    where `block_table` is given, k and v are pools of pages, (pages, Hkv, page_size, D) and (..., Dv).
     """
 
     q: Array
@@ -68,10 +72,14 @@ class Problem:
     cu_seqlens_q: Array | None  # int64 (B + 1,)
     cu_seqlens_k: Array | None
     max_seqlen_q: int
-    max_seqlen_k: int
+    max_seqlen_k: int  # of packed or paged sequences
     num_threads: int
     kind: str  # of the caller's arrays
     caller_out: Any  # the caller's own `out`, or None
+    k_scales: Array | None = None  # float32, k's shape without the last axis: of an int8 cache
+    v_scales: Array | None = None
+    block_table: Array | None = None  # int32 (B, pages of a sequence): of a paged cache
+    page_size: int = 0
 
     def result(self, return_lse: bool) -> Any:
         """Return what the public functions return, of the caller's kind."""
@@ -80,6 +88,21 @@ class Problem:
         if out is None:
             out = self.out if kind == "numpy" else from_numpy(self.out, kind)
         return (out, from_numpy(self.lse, kind)) if return_lse and self.lse is not None else out
+
+
+@dataclass(slots=True, eq=False)
+class KeysValues:
+    """What a cache holds, as `validate_cached` takes it: its own arrays, which need no check."""
+
+    k: Array  # (B, Hkv, longest, D), or a pool of pages (pages, Hkv, page_size, D)
+    v: Array
+    k_scales: Array | None
+    v_scales: Array | None
+    block_table: Array | None
+    page_size: int  # 0: no pages
+    kv_lengths: Array | None  # int64 (B,); None: all `longest`. Always given with pages
+    batch: int
+    longest: int
 
 
 def check_backend(backend: Any) -> bool:
@@ -93,27 +116,43 @@ def check_backend(backend: Any) -> bool:
     raise ValueError(f"backend: expected 'auto', 'cpu' or 'reference', got {backend!r}")
 
 
-def _check_dtypes(q: Array, k: Array, v: Array, reference: bool, cached: bool) -> None:
+def _check_dtype(name: str, dtype: np.dtype[Any], reference: bool) -> None:
+    if not dtype.isnative:
+        raise TypeError(f"{name}: byte-swapped arrays are not supported, got dtype {dtype.str!r}")
+    if dtype == _FLOAT64 and not reference:
+        raise TypeError(
+            f"{name}: the CPU kernels have no float64; pass backend='reference', or convert to float32"
+        )
+    if dtype not in KERNEL_DTYPES and dtype != _FLOAT64:
+        raise TypeError(
+            f"{name}: expected float32, float16, bfloat16 (or float64 on the reference), got {dtype}"
+        )
+
+
+def _check_dtypes(q: Array, k: Array, v: Array, reference: bool) -> None:
     """Raise unless the backend takes these dtypes together."""
     for name, array in (("q", q), ("k", k), ("v", v)):
-        dtype = array.dtype
-        if not dtype.isnative:
-            raise TypeError(f"{name}: byte-swapped arrays are not supported, got dtype {dtype.str!r}")
-        if dtype == _FLOAT64 and not reference:
-            raise TypeError(
-                f"{name}: the CPU kernels have no float64; pass backend='reference', or convert to float32"
-            )
-        if dtype not in KERNEL_DTYPES and dtype != _FLOAT64:
-            raise TypeError(
-                f"{name}: expected float32, float16, bfloat16 (or float64 on the reference), got {dtype}"
-            )
+        _check_dtype(name, array.dtype, reference)
     if k.dtype != v.dtype:
         raise TypeError(f"v: expected k's dtype {k.dtype}, got {v.dtype}")
-    if cached:
-        if q.dtype != k.dtype and q.dtype != _FLOAT32:
-            raise TypeError(f"q: expected float32 or the cache's {k.dtype}, got {q.dtype}")
-    elif q.dtype != k.dtype:
+    if q.dtype != k.dtype:
         raise TypeError(f"k: expected q's dtype {q.dtype}, got {k.dtype}")
+
+
+def _check_cached_query(q: Array, held: KeysValues, reference: bool) -> None:
+    """Raise unless the queries fit a cache."""
+    dtype, kept = q.dtype, held.k.dtype
+    if dtype not in KERNEL_DTYPES:
+        _check_dtype("q", dtype, reference)
+    fits = dtype in KERNEL_DTYPES if held.k_scales is not None else dtype in (kept, _FLOAT32)
+    if not fits:
+        expected = f"float32 or the cache's {kept}" if held.k_scales is None else "float32, float16, bfloat16"
+        raise TypeError(f"q: expected {expected}, got {dtype}")
+    kv_heads, head_dim = held.k.shape[1], held.k.shape[3]
+    if q.ndim != 4 or q.shape[0] != held.batch or q.shape[3] != head_dim:
+        expected = f"({held.batch}, Hq, Sq, {head_dim})"
+        raise ValueError(f"q: expected shape (B, Hq, Sq, D) = {expected} to fit the cache, got {q.shape}")
+    _check_sizes(q.shape[1], kv_heads, head_dim, held.v.shape[3], q.shape[2], held.longest, held.batch)
 
 
 def _check_sizes(
@@ -179,32 +218,19 @@ def _tensors(q: Any, k: Any, v: Any) -> tuple[Array, Array, Array, str]:
 def validate(
     q: Any, k: Any, v: Any, causal: Any, window: Any, mask: Any, alibi_slopes: Any, scale: Any, softcap: Any,
     sinks: Any, kv_lengths: Any, q_offset: Any, return_lse: Any, out: Any, backend: Any, num_threads: Any,
-    cached: bool = False,
 ) -> Problem:  # fmt: skip
-    """Check the arguments of `attention` and return the problem they describe.
-
-    With `cached`, k, v and kv_lengths are the cache's own arrays: NumPy whatever q's kind is, and of a dtype
-    that may differ from a float32 q's.
-    """
+    """Check the arguments of `attention` and return the problem they describe."""
     reference = check_backend(backend)
     if type(q) is type(k) is type(v) is np.ndarray:
         kind = "numpy"
-    elif cached:
-        q, kind = to_numpy(q, "q")
     else:
         q, k, v, kind = _tensors(q, k, v)
     dtype = q.dtype
     # The plain case costs one comparison and one look-up; every other goes through the full rules.
     if not (dtype == k.dtype == v.dtype and dtype in KERNEL_DTYPES):
-        _check_dtypes(q, k, v, reference, cached)
-    if cached and (q.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]):
-        expected = f"({k.shape[0]}, Hq, Sq, {k.shape[3]})"
-        raise ValueError(f"q: expected shape (B, Hq, Sq, D) = {expected} to fit the cache, got {q.shape}")
+        _check_dtypes(q, k, v, reference)
     _check_padded_shapes(q, k, v)
-    batch, q_heads, q_len, head_dim = q.shape
-    v_dim = v.shape[3]
-    k_len = k.shape[2]
-    shape = (batch, q_heads, q_len, v_dim)
+    shape = (*q.shape[:3], v.shape[3])
     if out is None:
         destination = np.empty(shape, dtype)
     else:  # before any option is replaced by a copy: `out` must not lie over what the caller passed
@@ -213,7 +239,53 @@ def validate(
             ("kv_lengths", kv_lengths), ("q_offset", q_offset),
         )  # fmt: skip
         destination = output_array(out, shape, dtype, kind, inputs)
+    if kv_lengths is not None:
+        kv_lengths = key_lengths(kv_lengths, shape[0], k.shape[2], kind)
+    return _padded_problem(
+        q, usable(k), usable(v), destination, k.shape[2], kv_lengths, kind, reference, causal, window, mask,
+        alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, num_threads,
+    )  # fmt: skip
 
+
+def validate_cached(
+    q: Any, held: KeysValues, causal: Any, window: Any, mask: Any, alibi_slopes: Any, scale: Any, softcap:
+    Any, sinks: Any, q_offset: Any, return_lse: Any, out: Any, backend: Any, num_threads: Any,
+) -> Problem:  # fmt: skip
+    """Check the arguments of `KVCache.attend` and return the problem they describe.
+
+    The cache's arrays are NumPy whatever q's kind is, and their dtype may differ from q's.
+    """
+    reference = check_backend(backend)
+    q, kind = to_numpy(q, "q")
+    _check_cached_query(q, held, reference)
+    shape = (*q.shape[:3], held.v.shape[3])
+    if out is None:
+        destination = np.empty(shape, q.dtype)
+    else:
+        inputs = (
+            ("q", q), ("k", held.k), ("v", held.v), ("mask", mask), ("alibi_slopes", alibi_slopes),
+            ("sinks", sinks), ("q_offset", q_offset), ("k_scales", held.k_scales),
+            ("v_scales", held.v_scales), ("block_table", held.block_table), ("kv_lengths", held.kv_lengths),
+        )  # fmt: skip
+        destination = output_array(out, shape, q.dtype, kind, inputs)
+    problem = _padded_problem(
+        q, held.k, held.v, destination, held.longest, held.kv_lengths, kind, reference, causal, window, mask,
+        alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, num_threads,
+    )  # fmt: skip
+    problem.k_scales, problem.v_scales = held.k_scales, held.v_scales
+    if held.block_table is not None:
+        problem.block_table, problem.page_size = held.block_table, held.page_size
+        problem.max_seqlen_k = held.longest
+    return problem
+
+
+def _padded_problem(
+    q: Array, k: Array, v: Array, destination: Array, k_len: int, kv_lengths: Array | None, kind: str,
+    reference: bool, causal: Any, window: Any, mask: Any, alibi_slopes: Any, scale: Any, softcap: Any, sinks:
+    Any, q_offset: Any, return_lse: Any, out: Any, num_threads: Any,
+) -> Problem:  # fmt: skip
+    """Check the options that `attention` and `KVCache.attend` share; the tensors are checked already."""
+    batch, q_heads, q_len, head_dim = q.shape
     causal = causal if causal is True or causal is False else flag(causal, "causal")
     if window is None:
         left, right = -1, 0 if causal else -1
@@ -228,14 +300,14 @@ def validate(
         alibi_slopes = alibi_array(alibi_slopes, batch, q_heads, kind, float64=reference)
     if sinks is not None:
         sinks = sink_array(sinks, q_heads, kind, float64=reference)
-    if kv_lengths is not None:
-        kv_lengths = key_lengths(kv_lengths, batch, k_len, "numpy" if cached else kind)
     q_offsets = None if q_offset is None else query_offsets(q_offset, batch, kind)
 
-    lse = np.empty(shape[:3], _FLOAT64 if dtype == _FLOAT64 else _FLOAT32) if return_lse else None
+    lse = None
+    if return_lse:
+        lse = np.empty((batch, q_heads, q_len), _FLOAT64 if q.dtype == _FLOAT64 else _FLOAT32)
     return Problem(
-        usable(q), usable(k), usable(v), destination, lse, scale, softcap, left, right, mask, alibi_slopes,
-        sinks, kv_lengths, q_offsets, None, None, 0, 0, count, kind, out,
+        usable(q), k, v, destination, lse, scale, softcap, left, right, mask, alibi_slopes, sinks, kv_lengths,
+        q_offsets, None, None, 0, 0, count, kind, out,
     )  # fmt: skip
 
 
@@ -248,7 +320,7 @@ def validate_varlen(
     reference = check_backend(backend)
     q, k, v, kind = _tensors(q, k, v)
     dtype = q.dtype
-    _check_dtypes(q, k, v, reference, False)
+    _check_dtypes(q, k, v, reference)
     _check_packed_shapes(q, k, v)
     rows, q_heads, head_dim = q.shape
     cu_q, longest_q = sequence_starts(cu_seqlens_q, "cu_seqlens_q", "Tq", rows, kind)

@@ -19,6 +19,10 @@ sitting; this order works well:
     Few queries, many keys: split the keys, work on the pieces apart, merge by log-sum-exp.
 `packed`
     Sequences of different lengths laid end to end (``cu_seqlens``).
+`quantize`
+    Keys and values as 8-bit integers with a scale a token, and how far that is off.
+`paged`
+    Keys and values in pages that a block table finds: the layout, and attention page by page.
 `worked_example`
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
@@ -35,6 +39,8 @@ from . import (
     decode,
     online_softmax,
     packed,
+    paged,
+    quantize,
     scores,
     standard,
     tiling,
@@ -57,7 +63,9 @@ __all__ = [
     "intervals",
     "online_softmax",
     "packed",
+    "paged",
     "positions",
+    "quantize",
     "scores",
     "standard",
     "tiling",

@@ -1,0 +1,211 @@
+"""What a cache is, apart from what is done with it: sizes, lengths, and views of what it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arguments import MAX_LENGTH, integer
+from .cache_contiguous import Contiguous
+from .cache_paged import PAGE_SIZES, Paged
+from .cache_rows import FLOAT32, INT8, storage_dtype
+from .reference.paged import pages_needed
+from .validate import MAX_HEAD_DIM
+
+__all__ = ["CacheState"]
+
+Array = NDArray[Any]
+
+
+def _size(value: Any, name: str, most: int) -> int:
+    number = integer(value, name, "an integer")
+    if not 1 <= number <= most:
+        raise ValueError(f"{name}: expected 1 to {most}, got {number}")
+    return number
+
+
+class CacheState:
+    """Everything of `KVCache` but appending and attending; its parameters are described there."""
+
+    __slots__ = (
+        "_batch", "_dtype", "_head_dim", "_kv_heads", "_lengths", "_longest", "_max_length", "_storage",
+        "_uniform", "_v_dim",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        batch: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: Any,
+        v_dim: int | None = None,
+        max_length: int,
+        page_size: int | None = None,
+        max_pages: int | None = None,
+    ) -> None:
+        self._batch = _size(batch, "batch", MAX_LENGTH)
+        self._kv_heads = _size(kv_heads, "kv_heads", MAX_LENGTH)
+        self._head_dim = _size(head_dim, "head_dim", MAX_HEAD_DIM)
+        self._v_dim = self._head_dim if v_dim is None else _size(v_dim, "v_dim", MAX_HEAD_DIM)
+        self._max_length = _size(max_length, "max_length", MAX_LENGTH)
+        self._dtype = storage_dtype(dtype)
+        self._lengths = np.zeros(self._batch, np.int64)
+        self._longest = 0
+        self._uniform = True  # all sequences have the same length
+        rows: list[tuple[tuple[int, ...], np.dtype[Any]]] = [
+            ((self._head_dim,), self._dtype), ((self._v_dim,), self._dtype),
+        ]  # fmt: skip
+        if self._dtype == INT8:
+            rows += [((), FLOAT32)] * 2
+        if page_size is None:
+            if max_pages is not None:
+                raise ValueError(f"max_pages: only with a page_size, got {max_pages!r}")
+            self._storage: Contiguous | Paged = Contiguous(
+                self._batch, self._kv_heads, rows, self._max_length
+            )
+            return
+        size = integer(page_size, "page_size", "None or a power of two")
+        if size not in PAGE_SIZES:
+            raise ValueError(
+                f"page_size: expected a power of two from {PAGE_SIZES[0]} to {PAGE_SIZES[-1]}, got {size}"
+            )
+        most = min(self._batch * pages_needed(self._max_length, size), MAX_LENGTH)
+        pages = most if max_pages is None else min(most, _size(max_pages, "max_pages", MAX_LENGTH))
+        self._storage = Paged(self._batch, self._kv_heads, rows, size, pages)
+
+    def __repr__(self) -> str:
+        pages = ""
+        if isinstance(self._storage, Paged):
+            pages = f", page_size={self._storage.page_size}, max_pages={self._storage.max_pages}"
+        return (
+            f"KVCache(batch={self._batch}, kv_heads={self._kv_heads}, head_dim={self._head_dim}, "
+            f"dtype={self._dtype.name}, v_dim={self._v_dim}, max_length={self._max_length}{pages}; "
+            f"longest sequence {self._longest})"
+        )
+
+    @property
+    def lengths(self) -> Array:
+        """Length of each sequence: int64, (B,), a copy."""
+        return self._lengths.copy()
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that a sequence can hold."""
+        return self._max_length
+
+    @property
+    def keys(self) -> Array:
+        """Keys, a read-only NumPy view: (B, Hkv, max(lengths), D).
+
+        Of a paged cache, the pool as far as it was ever used: (pages, Hkv, page_size, D); `block_table` says
+        whose page is which.
+        """
+        return self._view(0)
+
+    @property
+    def values(self) -> Array:
+        """Values, a read-only NumPy view: as `keys`, with Dv for D."""
+        return self._view(1)
+
+    @property
+    def key_scales(self) -> Array | None:
+        """Scales of an int8 cache's keys: float32, the shape of `keys` without the last axis; else None."""
+        return self._view(2) if self._dtype == INT8 else None
+
+    @property
+    def value_scales(self) -> Array | None:
+        """Scales of an int8 cache's values, likewise."""
+        return self._view(3) if self._dtype == INT8 else None
+
+    @property
+    def page_size(self) -> int | None:
+        """Tokens of a page; None where rows are contiguous."""
+        return self._storage.page_size if isinstance(self._storage, Paged) else None
+
+    @property
+    def max_pages(self) -> int | None:
+        """Most pages of the pool; None where rows are contiguous."""
+        return self._storage.max_pages if isinstance(self._storage, Paged) else None
+
+    @property
+    def pages_in_use(self) -> int | None:
+        """Pages that sequences have now; None where rows are contiguous."""
+        return self._storage.in_use if isinstance(self._storage, Paged) else None
+
+    @property
+    def block_table(self) -> Array | None:
+        """Pages of each sequence in order: int32, (B, most pages of a sequence), a copy; -1 behind the last.
+
+        None where rows are contiguous.
+        """
+        return self._storage.block_table() if isinstance(self._storage, Paged) else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the cache holds now."""
+        return self._storage.nbytes
+
+    def _view(self, plane: int) -> Array:
+        array = self._storage.planes[plane]
+        if isinstance(self._storage, Paged):
+            view = array[: self._storage.reached]
+        else:
+            view = array[:, :, : self._longest]
+        view.flags.writeable = False
+        return view
+
+    def _set_lengths(self, lengths: Array) -> None:
+        self._lengths = lengths
+        self._longest = int(lengths.max())
+        self._uniform = int(lengths.min()) == self._longest
+
+    def truncate(self, length: int) -> None:
+        """Forget every token from position `length` on; shorter sequences stay as they are.
+
+        Pages that hold nothing afterwards go back to the pool.
+
+        Parameters
+        ----------
+        length : int
+            At least 0.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `length` is no integer, or negative.
+        """
+        keep = integer(length, "length", "an integer")
+        if keep < 0:
+            raise ValueError(f"length: expected at least 0, got {keep}")
+        self._shorten(np.minimum(self._lengths, min(keep, self._max_length)))
+
+    def free(self, sequence: int) -> None:
+        """Forget one sequence: its length is 0, and its pages, if it has any, are there for others.
+
+        Parameters
+        ----------
+        sequence : int
+            0 to B - 1.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `sequence` is no integer, or there is none of that number.
+        """
+        number = integer(sequence, "sequence", "an integer")
+        if not 0 <= number < self._batch:
+            raise ValueError(f"sequence: expected 0 to {self._batch - 1}, got {number}")
+        lengths = self._lengths.copy()
+        lengths[number] = 0
+        self._shorten(lengths)
+
+    def _shorten(self, lengths: Array) -> None:
+        self._set_lengths(lengths)
+        self._storage.release(lengths)
+
+    def reset(self) -> None:
+        """Forget everything; the memory is kept for the next sequences."""
+        self.truncate(0)

@@ -19,7 +19,7 @@ namespace {
 // line in the order of use.
 constexpr int64_t AHEAD_BYTES = 1024;
 constexpr int64_t LINE = 64;  // bytes of a cache line
-constexpr int DECODE_ROWS = 8;  // at most; more rows fill the lanes of prefill
+constexpr int DECODE_ROWS = W >= 16 ? 16 : 8;  // at most; more rows fill the lanes of prefill
 constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;  // rows that share a loaded vector
 
 template <class T>
@@ -63,6 +63,15 @@ inline void each_row_group(int rows, Visit visit) {
   }
 }
 
+// Which rows a group of query rows asks for while it reads a tile: a core has room for few requests at a
+// time, so several groups share them rather than leave memory idle while all but the first compute.
+struct Requests {
+  int64_t ahead;  // elements from a row to the one asked for meanwhile; 0: none
+  int part, mask;  // fours of keys whose number has `part` in these bits
+
+  int64_t at(int64_t j) const { return (j >> 2 & mask) == part ? ahead : 0; }
+};
+
 // Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
 template <class T>
 __attribute__((always_inline)) inline void fetch_line(const T *row, int64_t d, int64_t ahead) {
@@ -75,13 +84,18 @@ __attribute__((always_inline)) inline void fetch_line(const T *row, int64_t d, i
 template <int R, class T>
 inline int64_t four_dots(const float *q, int64_t q_stride, const T *k, int64_t stride, int64_t dim,
                          F (&acc)[R][4], int64_t ahead) {
+  constexpr int64_t STEP = LINE / static_cast<int64_t>(sizeof(T));  // elements of a line
   int64_t d = 0;
   if constexpr (R == 1) {
-    for (int j = 0; j < 4; ++j)
-      for (d = 0; d + W <= dim; d += W) {
-        fetch_line(k + j * stride, d, ahead);
-        acc[0][j] = fma(load(q + d), load_kv(k + j * stride + d), acc[0][j]);
+    for (int j = 0; j < 4; ++j) {
+      const T *const row = k + j * stride;
+      for (d = 0; d + STEP <= dim; d += STEP) {
+        fetch_line(row, d, ahead);
+        for (int64_t i = 0; i < STEP; i += W)
+          acc[0][j] = fma(load(q + d + i), load_kv(row + d + i), acc[0][j]);
       }
+      for (; d + W <= dim; d += W) acc[0][j] = fma(load(q + d), load_kv(row + d), acc[0][j]);
+    }
   } else {
     for (; d + W <= dim; d += W) {
       F key[4];
@@ -125,12 +139,13 @@ inline float one_score(const float *q, const T *k, int64_t dim) {
 
 template <int R, class T>
 inline void score_group(const DecodeSpace &space, int64_t row, int64_t first, const T *k, int64_t stride,
-                        int64_t keys, int64_t dim, int64_t ahead) {
+                        int64_t keys, int64_t dim, Requests requests) {
   const float *q = space.q + row * space.q_stride;
   float *s = space.scores + row * space.score_stride + first;
   int64_t j = 0;
   for (; j + 4 <= keys; j += 4)
-    four_scores<R>(q, space.q_stride, k + j * stride, stride, dim, s + j, space.score_stride, ahead);
+    four_scores<R>(q, space.q_stride, k + j * stride, stride, dim, s + j, space.score_stride,
+                   requests.at(first + j));
   for (; j < keys; ++j)
     for (int r = 0; r < R; ++r)
       s[r * space.score_stride + j] = one_score(q + r * space.q_stride, k + j * stride, dim);
@@ -139,11 +154,12 @@ inline void score_group(const DecodeSpace &space, int64_t row, int64_t first, co
 // O[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W); with !WHOLE, C is 1 and n elements wide.
 template <int R, int C, bool WHOLE, class T>
 inline void output_group(const float *weights, int64_t w_stride, const T *v, int64_t stride, int64_t keys,
-                         float *out, int64_t out_stride, int n, int64_t ahead) {
+                         float *out, int64_t out_stride, int n, int64_t first, Requests requests) {
   F acc[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * out_stride + c * W);
   for (int64_t j = 0; j < keys; ++j) {
+    const int64_t ahead = requests.at(first + j);
     F value[C];
     for (int c = 0; c < C; ++c) {
       const T *at = v + j * stride + c * W;
@@ -161,14 +177,14 @@ inline void output_group(const float *weights, int64_t w_stride, const T *v, int
 
 template <int R, class T>
 inline void output_rows(const DecodeSpace &space, int64_t row, int64_t first, const T *v, int64_t stride,
-                        int64_t keys, int64_t dim, int64_t ahead) {
+                        int64_t keys, int64_t dim, Requests requests) {
   const float *weights = space.scores + row * space.score_stride + first;
   float *out = space.output + row * space.output_stride;
   int64_t c = 0;
   const auto columns = [&](auto count, auto whole) {
     output_group<R, decltype(count)::value, decltype(whole)::value != 0>(
         weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
-        static_cast<int>(dim - c), ahead);
+        static_cast<int>(dim - c), first, requests);
     c += decltype(count)::value * W;
   };
   if constexpr (R * 8 <= DECODE_ACC)
@@ -255,7 +271,9 @@ inline void each_run(const KvRows &src, int64_t key, int64_t keys, int64_t rows,
     visit(Run<T>{reinterpret_cast<const T *>(src.at(key)), 0, keys, rows * src.row_bytes / size});
     return;
   }
-  const int64_t further = round_up(rows, 4);  // so that pieces hold whole groups of four keys
+  // Twice as far, because hardware that reads ahead stops at the end of a page; and so that pieces hold whole
+  // groups of four keys.
+  const int64_t further = round_up(2 * rows, 4);
   for (int64_t j = 0; j < keys;) {
     const char *const at = src.at(key + j);
     int64_t n = src.run(key + j, keys - j), ahead = 0;
@@ -275,13 +293,20 @@ inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &it
   const KvRows k = key_source(p, seq, item.kv_head), v = value_source(p, seq, item.kv_head);
   const KvRows k_scales = key_scales(p, seq, item.kv_head), v_scales = value_scales(p, seq, item.kv_head);
   const int rows = static_cast<int>(item.rows);
-  const int64_t k_ahead = rows_ahead<T>(p.head_dim, rows), v_ahead = rows_ahead<T>(p.v_dim, rows);
+  // Groups of rows, two or four of them, ask in turn for the rows of the next tile.
+  const int sharing = rows > 3 * ROW_GROUP ? 4 : rows > ROW_GROUP ? 2 : 1;
+  const bool shared = sharing > 1;
+  const int64_t k_ahead = shared ? tiles.key_tile : rows_ahead<T>(p.head_dim, rows);
+  const int64_t v_ahead = shared ? tiles.key_tile : rows_ahead<T>(p.v_dim, rows);
+  const auto requests_of = [&](int r, int64_t ahead) {
+    return r < sharing * ROW_GROUP ? Requests{ahead, r / ROW_GROUP, sharing - 1} : Requests{0, 0, 0};
+  };
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);
     each_run<T>(k, key, keys, k_ahead, end, [&](const Run<T> &run) {
       each_row_group(rows, [&](auto group, int r) {
         score_group<decltype(group)::value>(space, r, run.j, run.at, k.row_bytes / size, run.n, p.head_dim,
-                                            r == 0 ? run.ahead : 0);
+                                            requests_of(r, run.ahead));
       });
     });
     if constexpr (HAS_SCALES<T>) copy_scales(k_scales, key, keys, space.scales);
@@ -300,7 +325,7 @@ inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &it
     each_run<T>(v, key, keys, v_ahead, end, [&](const Run<T> &run) {
       each_row_group(rows, [&](auto group, int r) {
         output_rows<decltype(group)::value>(space, r, run.j, run.at, v.row_bytes / size, run.n, p.v_dim,
-                                            r == 0 ? run.ahead : 0);
+                                            requests_of(r, run.ahead));
       });
     });
   }

@@ -32,7 +32,7 @@ struct Item {
                      denominator */
 };
 
-constexpr int64_t MAX_SUB_BLOCKS = 16;  // of an item
+constexpr int64_t MAX_SUB_BLOCKS = 32;  // of an item
 
 // Sizes of the tiles of one problem.
 struct Tiles {

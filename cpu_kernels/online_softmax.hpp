@@ -15,11 +15,15 @@ struct Finish {
 };
 
 // l is 0 only where no key was visible: the largest visible key alone adds at least 1. (A NaN is not 0.)
-inline Finish finish_row(float m, float l, bool has_sink, float sink) {
+// The logarithm is taken only where somebody reads it.
+inline Finish finish_row(float m, float l, bool has_sink, float sink, bool wants_lse) {
   if (l == 0.0f) return {0.0f, -INFINITY, true};
-  const double top = has_sink && sink > m ? sink : m;
-  const double mine = std::exp(m - top), total = l * mine + (has_sink ? std::exp(sink - top) : 0.0);
-  return {static_cast<float>(mine / total), static_cast<float>(top + std::log(total)), false};
+  if (!has_sink)
+    return {1.0f / l, wants_lse ? static_cast<float>(m + std::log(static_cast<double>(l))) : 0.0f, false};
+  const double top = sink > m ? sink : m;
+  const double mine = std::exp(m - top), total = l * mine + std::exp(sink - top);
+  return {static_cast<float>(mine / total), static_cast<float>(wants_lse ? top + std::log(total) : 0.0),
+          false};
 }
 
 // Write one finished row (already multiplied by its factor).
@@ -39,7 +43,7 @@ inline void write_row(const fa_problem &p, const Sequence &seq, const Item &item
 // Partial results carry no sink: it belongs to the row once, so the merge adds it.
 inline Finish finish_state(const fa_problem &p, const Item &item, int64_t head, float m, float l) {
   const bool has_sink = p.sinks && !item.partial;
-  return finish_row(m, l, has_sink, has_sink ? p.sinks[head] : 0.0f);
+  return finish_row(m, l, has_sink, has_sink ? p.sinks[head] : 0.0f, p.lse || item.partial);
 }
 
 // Combine `splits` partial results of each row: weights exp(lse - largest), as in reference/decode.py.

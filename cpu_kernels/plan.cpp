@@ -26,6 +26,18 @@ int64_t sub_blocks(const fa_problem &p, const Kernels &kernels, int64_t heads, i
   return ceil_div(all, ceil_div(all, most));  // as even as can be
 }
 
+// Keys of a prefill tile. Its keys and values, as they are laid out, take a sixteenth of L2, which they share
+// with the next tile and the rows of the item. Its scores take half of L1, but for kernels that go through a
+// tile slice by slice.
+int64_t prefill_keys(const fa_problem &p, const Kernels &kernels) {
+  const bool pairs = kernels.isa == FA_ISA_AVX512_BF16 || kernels.isa == FA_ISA_AMX;
+  const int64_t size = pairs ? 2 : 4, dims = p.head_dim + p.v_dim;
+  const int64_t in_l2 = cache_or_default(2) / 16 / (dims * size);
+  const int64_t in_l1 = cache_or_default(1) / 2 / (kernels.sub_rows * static_cast<int64_t>(sizeof(float)));
+  const int64_t keys = pairs ? in_l2 : at_most(in_l1, in_l2);
+  return at_most(512, at_least(64, keys / 32 * 32));
+}
+
 int64_t decode_keys(const fa_problem &p, const Kernels &kernels) {
   const int64_t size = p.kv_dtype == FA_FLOAT32 ? 4 : p.kv_dtype == FA_INT8 ? 1 : 2;
   if (kernels.isa == FA_ISA_AMX) {
@@ -53,7 +65,7 @@ Tiles plan_tiles(const fa_problem &p, const Kernels &kernels) {
     tiles.key_tile = decode_keys(p, kernels);
   } else {
     tiles.item_rows = kernels.sub_rows * sub_blocks(p, kernels, heads, rows);
-    tiles.key_tile = 128;
+    tiles.key_tile = prefill_keys(p, kernels);
   }
   tiles.key_split = at_least(p.k_len, 1);
   const int64_t pieces = heads * (tiles.decode ? 1 : ceil_div(rows, kernels.sub_rows));

@@ -23,6 +23,7 @@ inline void begin_rows(const fa_problem &p, const Sequence &seq, const Item &ite
   block.min_first = item.key_end;
   block.min_last = item.key_end;
   block.max_first = block.max_last = -1;
+  for (int n = 0; n < block.nv; ++n) block.last_of[n] = -1;
   for (int64_t lane = 0; lane < block.nv * W; ++lane) {
     // Padding repeats the last row.
     const Row row = row_of(p, item, row_begin + minimum(lane, block.rows - 1));
@@ -32,6 +33,7 @@ inline void begin_rows(const fa_problem &p, const Sequence &seq, const Item &ite
     if (seen.first <= seen.last) {
       block.min_first = minimum(block.min_first, seen.first);
       block.max_last = maximum(block.max_last, seen.last);
+      block.last_of[lane / W] = maximum(block.last_of[lane / W], seen.last);
     }
     block.max_first = maximum(block.max_first, seen.first);
     block.min_last = minimum(block.min_last, seen.last);
@@ -46,16 +48,17 @@ inline void begin_rows(const fa_problem &p, const Sequence &seq, const Item &ite
   }
 }
 
-inline void begin_sub_block(const fa_problem &p, const Sequence &seq, const Item &item, int64_t row_begin,
-                            SubBlock &block, PrefillSpace &space, int64_t *positions, float *slopes) {
+// Q^T of a sub-block, times what makes powers of 2 of its scores, and O^T = 0.
+inline void load_queries(const fa_problem &p, const Sequence &seq, const Item &item, int64_t row_begin,
+                         const SubBlock &block, float *staging) {
   const int64_t lanes = block.nv * W, stride = round_up(p.head_dim, W);
   const float factor = query_factor(p) * (is_modified(p) ? 1.0f : LOG2E);
-  begin_rows(p, seq, item, row_begin, block, space.mask_rows, positions, slopes);
   for (int n = 0; n < block.nv; ++n) {
-    std::memset(space.staging, 0, static_cast<size_t>(W * stride) * sizeof(float));
-    for (int64_t i = 0; i < minimum<int64_t>(W, block.rows - n * W); ++i)
-      load_query(p, seq, row_of(p, item, row_begin + n * W + i), space.staging + i * stride, factor);
-    transpose_in(space.staging, stride, p.head_dim, block.qt + n * W, lanes);
+    const int64_t rows = minimum<int64_t>(W, block.rows - n * W);
+    for (int64_t i = 0; i < rows; ++i)
+      load_query(p, seq, row_of(p, item, row_begin + n * W + i), staging + i * stride, factor);
+    std::memset(staging + rows * stride, 0, static_cast<size_t>((W - rows) * stride) * sizeof(float));
+    transpose_in(staging, stride, p.head_dim, block.qt + n * W, lanes);
   }
   std::memset(block.ot, 0, static_cast<size_t>(p.v_dim * lanes) * sizeof(float));
 }
@@ -126,8 +129,30 @@ inline Rows key_rows(const fa_problem &p, const KvSource &src, int64_t key, int6
   return {buffer, spaced};
 }
 
+// Keys [key, key + n) in panels. Behind the n-th key the last panel holds whatever `rows` held.
+inline Panels key_panels(const fa_problem &p, const KvSource &src, int64_t key, int64_t n, float *rows,
+                         float *panels) {
+  const int64_t panel = p.head_dim * KR;
+  for (int64_t j = 0; j < n; j += W) {
+    const Rows some = key_rows(p, src, key + j, minimum<int64_t>(W, n - j), rows);
+    for (int64_t d = 0; d < p.head_dim; d += W) {
+      F t[W];
+      FA_UNROLL for (int i = 0; i < W; ++i) t[i] = load(some.at + i * some.stride + d);
+      transpose(t);
+      float *const to = panels + j / KR * panel + d * KR;
+      for (int64_t i = 0; i < minimum<int64_t>(W, p.head_dim - d); ++i) {
+        alignas(64) float lanes[W];
+        store(lanes, t[i]);
+        for (int part = 0; part < W / KR; ++part)
+          std::memcpy(to + part * panel + i * KR, lanes + part * KR, KR * sizeof(float));
+      }
+    }
+  }
+  return {panels, panel};
+}
+
 inline Panels value_panels(const fa_problem &p, const KvSource &src, int64_t key, int64_t n, float *buffer) {
-  const int64_t panel = n * KR;
+  const int64_t panel = PrefillSpace::v_panel(n);
   with_kv_type(
       p, [&](auto type) { lay_panels<typename decltype(type)::Is>(src, key, n, p.v_dim, buffer, panel); });
   return {buffer, panel};
@@ -148,6 +173,7 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
   int count = 0;
   int64_t lane = 0, begin = item.key_end, end = item.key_begin;
   int64_t *const mask_rows = space.mask_rows;
+  bool begun[fa::MAX_SUB_BLOCKS] = {}, ended[fa::MAX_SUB_BLOCKS] = {};
   for (int64_t row = 0; row < item.rows; row += SUB_ROWS, ++count) {
     SubBlock &block = blocks[count];
     block.rows = minimum<int64_t>(SUB_ROWS, item.rows - row);
@@ -161,8 +187,7 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
     block.l = lanes + 2 * width;
     block.first = space.intervals + 2 * lane;
     block.last = block.first + width;
-    space.mask_rows = mask_rows + lane;
-    begin_sub_block(p, seq, item, row, block, space, positions + lane, slopes + lane);
+    begin_rows(p, seq, item, row, block, mask_rows + lane, positions + lane, slopes + lane);
     const bool has_mask = p.mask_kind != FA_MASK_NONE;
     modifiers[count] = {is_modified(p), p.softcap, p.alibi_slopes ? slopes + lane : nullptr, positions + lane,
                         has_mask ? mask_rows + lane : nullptr};
@@ -171,27 +196,50 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
     lane += width;
   }
 
-  const int size = element_size(p.kv_dtype);
+  const int size = element_size(p.kv_dtype), q_size = element_size(p.q_dtype);
   const KvSource k = {key_source(p, seq, item.kv_head), key_scales(p, seq, item.kv_head)};
   const KvSource v = {value_source(p, seq, item.kv_head), value_scales(p, seq, item.kv_head)};
   begin -= begin % tiles.key_tile;  // tiles do not depend on which sub-blocks make the item
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);
-    const Rows kt = key_rows(p, k, key, keys, space.k_tile);
+    const Panels kt = key_panels(p, k, key, keys, space.k_rows, space.k_tile);
     const Panels vt = value_panels(p, v, key, keys, space.v_tile);
     const int64_t next = key + keys;
     for (int b = 0; b < count; ++b) {
-      Ahead ahead = {
-          k.rows, v.rows, next, p.head_dim * size, p.v_dim * size, b, minimum(tiles.key_tile, end - next),
-          count};
-      const int64_t from = maximum(key, blocks[b].min_first),
-                    to = minimum(key + keys, blocks[b].max_last + 1);
-      if (from >= to) continue;
-      attend_sub_block(p, blocks[b], modifiers[b], {kt.at + (from - key) * kt.stride, kt.stride},
-                       {vt.at + (from - key) * KR, vt.stride}, from, to - from, space.scores, ahead);
+      const SubBlock &block = blocks[b];
+      const int64_t first = maximum<int64_t>(block.min_first - key, 0),
+                    last = minimum(block.max_last - key, keys - 1), row = b * SUB_ROWS;
+      if (first > last) continue;
+      // Queries are read when their first key comes, and outputs written after their last: between products
+      // that hide most of the way to memory, since the rows were asked for one product earlier.
+      const bool ends = block.max_last < next, next_begins = b + 1 < count && !begun[b + 1];
+      if (!begun[b]) load_queries(p, seq, item, row, block, space.staging);
+      begun[b] = true;
+      const int64_t q_end = next_begins ? row + SUB_ROWS + blocks[b + 1].rows : 0;
+      Ahead ahead = {{&p, &item, seq.q, p.q_strides, p.head_dim * q_size, row + SUB_ROWS, q_end},
+                     {&p, &item, seq.out, p.out_strides, p.v_dim * q_size, row,
+                      ends && !item.partial ? row + block.rows : 0},
+                     k.rows,
+                     v.rows,
+                     next,
+                     p.head_dim * size,
+                     p.v_dim * size,
+                     b,
+                     minimum(tiles.key_tile, end - next),
+                     count};
+      // Whole panels of keys; what is out of sight in them is hidden.
+      const int64_t from = first / KR * KR, to = minimum(round_up(last + 1, KR), keys);
+      attend_sub_block(p, block, modifiers[b], {kt.at + from / KR * kt.stride, kt.stride},
+                       {vt.at + from * KR, vt.stride}, key + from, to - from, space.scores, ahead);
+      if (ends) end_sub_block(p, seq, item, row, block, space.staging);
+      ended[b] = ends;
     }
   }
-  for (int b = 0; b < count; ++b) end_sub_block(p, seq, item, b * SUB_ROWS, blocks[b], space.staging);
+  for (int b = 0; b < count; ++b) {
+    if (ended[b]) continue;
+    std::memset(blocks[b].ot, 0, static_cast<size_t>(p.v_dim * blocks[b].nv * W) * sizeof(float));
+    end_sub_block(p, seq, item, b * SUB_ROWS, blocks[b], space.staging);  // its rows see no key
+  }
   restore_denormals(denormals);
 }
 

@@ -10,6 +10,8 @@
 // Scores, maxima, sums and outputs are float32. Weights are rounded to bfloat16, relative to a maximum that
 // lags by at most LAZY, so their relative error is 2^-9 whatever their size.
 #pragma once
+#include <type_traits>
+
 #include "modifiers.hpp"
 #include "prefill.hpp"
 
@@ -18,6 +20,9 @@ namespace {
 
 constexpr int PAIR_SUB_ROWS = PAIR_NV * W;
 constexpr int64_t PAIR_KEYS = 32;  // keys of a tile come in multiples of this
+constexpr int64_t SLICE = 64;      // keys whose scores are in L1 at a time
+constexpr int64_t COLUMNS = 32;    // of the output, whose values are in L1 at a time
+constexpr int TOGETHER = 2;        // sub-blocks that share them there
 
 struct PairSpace {
   uint32_t *q, *weights;
@@ -25,7 +30,7 @@ struct PairSpace {
   float *ot, *scores, *lanes, *staging;
   int32_t *intervals;
   int64_t *mask_rows;
-  int64_t d_pairs, v_rows;
+  int64_t d_pairs, v_rows, weights_stride;
   PairLayout k_layout, v_layout;
   size_t bytes;
   PairSpace(const fa_problem &p, const Tiles &tiles, void *memory)
@@ -36,8 +41,9 @@ struct PairSpace {
     v_rows = round_up(p.v_dim, 16);
     q = arena.take<uint32_t>(tiles.item_rows * d_pairs);
     ot = arena.take<float>(tiles.item_rows * v_rows);
-    scores = arena.take<float>(keys * PAIR_SUB_ROWS);
-    weights = arena.take<uint32_t>(keys / 2 * PAIR_SUB_ROWS);
+    scores = arena.take<float>(SLICE * PAIR_SUB_ROWS);
+    weights_stride = keys / 2 * PAIR_SUB_ROWS;
+    weights = arena.take<uint32_t>(TOGETHER * weights_stride);
     lanes = arena.take<float>(tiles.item_rows * 3);
     intervals = arena.take<int32_t>(tiles.item_rows * 2);
     mask_rows = arena.take<int64_t>(tiles.item_rows);
@@ -115,16 +121,41 @@ inline void lay_values(const KvRows &source, int64_t dim, int64_t key, int64_t n
   }
 }
 
+// A sub-block, and the part of a tile whose weights wait to be multiplied by values. Keys of a tile are
+// counted from its first one on.
 struct PairBlock {
   SubBlock rows;
+  Modifiers modifiers;
   const uint32_t *q;
-  uint32_t *weights;
+  uint32_t *weights;  // of all keys of a tile
+  int64_t from, to;  // keys of the tile that the sub-block sees, from rounded down to PAIR_KEYS
+  bool settled;  // every row has seen keys, so has a reference
+  int64_t waiting, weighed;  // keys [waiting, weighed) have weights, but are not in the output yet
 };
 
-// Where a row's maximum grew by more than LAZY, or its first key came, move the row to its new maximum.
-// `unit` turns scores into powers of 2.
+// A tile of keys and values, laid out.
+struct PairTile {
+  const uint16_t *k, *v;
+  int64_t key;  // its first
+};
+
+// Columns [column, column + columns) of the output gain what the waiting weights say.
 template <int NV>
-void raise_reference(const SubBlock &block, int64_t v_rows, const float *top, float unit) {
+inline void add_waiting(const PairBlock &block, const PairSpace &space, const PairTile &tile, int64_t column,
+                        int64_t columns) {
+  const int64_t first = block.waiting, count = block.weighed - first;
+  if (count > 0)
+    pair_product<NV, true>(tile.v + column / 16 * space.v_layout.block + first / 32 * space.v_layout.step,
+                           space.v_layout, block.weights + first / 2 * NV * W, count / 2,
+                           block.rows.ot + column * NV * W, columns);
+}
+
+// Where a row's maximum grew by more than LAZY, or its first key came, move the row to its new maximum.
+// Weights relative to the old one go into the output before. `unit` turns scores into powers of 2.
+template <int NV>
+void raise_reference(PairBlock &pair_block, const PairSpace &space, const PairTile &tile, const float *top,
+                     float unit) {
+  const SubBlock &block = pair_block.rows;
   F growth[NV];
   bool grew = false;
   for (int n = 0; n < NV; ++n) {
@@ -132,6 +163,8 @@ void raise_reference(const SubBlock &block, int64_t v_rows, const float *top, fl
     grew |= any_gt(growth[n], load(block.limit + n * W));
   }
   if (!grew) return;
+  add_waiting<NV>(pair_block, space, tile, 0, space.v_rows);
+  pair_block.waiting = pair_block.weighed;
   F factor[NV];
   for (int n = 0; n < NV; ++n) {
     const F limit = load(block.limit + n * W), old = load(block.neg_m + n * W);
@@ -142,7 +175,7 @@ void raise_reference(const SubBlock &block, int64_t v_rows, const float *top, fl
     store(block.limit + n * W, select_gt(growth[n], limit, set1(LAZY), limit));
     store(block.l + n * W, mul(load(block.l + n * W), factor[n]));
   }
-  for (int64_t c = 0; c < v_rows; ++c)
+  for (int64_t c = 0; c < space.v_rows; ++c)
     for (int n = 0; n < NV; ++n)
       store(block.ot + (c * NV + n) * W, mul(load(block.ot + (c * NV + n) * W), factor[n]));
 }
@@ -175,13 +208,14 @@ inline void store_pairs(uint32_t *dst, F first, F second) {
   _mm512_storeu_si512(dst, _mm512_ternarylogic_epi32(b, high, _mm512_srli_epi32(a, 16), 0xea));
 }
 
-// weights[pair] = 2^(s factor + reference); l collects the sums.
+// weights[pair] = 2^(s factor + reference); l collects the sums. Where one of these sums exceeds `most`, l
+// stays as it was, and the answer is false.
 template <int NV>
-void weights_pairs(const SubBlock &block, const float *reference, float factor, int64_t keys, const float *s,
-                   uint32_t *weights) {
+bool weights_pairs(const SubBlock &block, const float *reference, float factor, float most, int64_t keys,
+                   const float *s, uint32_t *weights) {
   F sum[NV], origin[NV];
   for (int n = 0; n < NV; ++n) {
-    sum[n] = load(block.l + n * W);
+    sum[n] = zero();
     origin[n] = load(reference + n * W);
   }
   const F unit = set1(factor);
@@ -192,43 +226,91 @@ void weights_pairs(const SubBlock &block, const float *reference, float factor, 
       sum[n] = add(sum[n], add(a, b));
       store_pairs(weights + (j / 2 * NV + n) * W, a, b);
     }
-  for (int n = 0; n < NV; ++n) store(block.l + n * W, sum[n]);
+  bool large = false;
+  for (int n = 0; n < NV; ++n) large |= any_gt(sum[n], set1(most));
+  if (large) return false;
+  for (int n = 0; n < NV; ++n) store(block.l + n * W, add(load(block.l + n * W), sum[n]));
+  return true;
 }
 
-// Keys [key, key + keys), whose rows begin at k and whose columns begin at v.
+// Weights of the keys [first, first + keys) of a tile; first is a multiple of PAIR_KEYS.
 template <int NV>
-void attend_pairs(const fa_problem &p, const PairBlock &pair_block, const PairSpace &space,
-                  const Modifiers &mod, const uint16_t *k, const uint16_t *v, int64_t key, int64_t keys) {
+void weigh_slice(const fa_problem &p, PairBlock &pair_block, const PairSpace &space, const PairTile &tile,
+                 int64_t first, int64_t keys) {
   const SubBlock &block = pair_block.rows;
+  const Modifiers &mod = pair_block.modifiers;
   float *const s = space.scores;
   alignas(64) float top[NV * W], reference[NV * W];
-  const int64_t padded = round_up(keys, PAIR_KEYS);
-  pair_product<NV, false>(k, space.k_layout, pair_block.q, space.d_pairs, s, padded);
+  const int64_t key = tile.key + first, padded = round_up(keys, PAIR_KEYS);
+  pair_product<NV, false>(tile.k + first / 16 * space.k_layout.block, space.k_layout, pair_block.q,
+                          space.d_pairs, s, padded);
 
+  uint32_t *const weights = pair_block.weights + first / 2 * NV * W;
   const bool full = key >= block.max_first && key + keys - 1 <= block.min_last;
   const float scale = std::fabs(query_factor(p));
+  for (int64_t i = keys * NV; i < padded * NV; ++i) store(s + i * W, set1(-INFINITY));
+  // A scale of 0 gives equal weights; so does the smallest normal number, which keeps hidden scores at -inf.
+  const float plain = maximum(scale * LOG2E, 0x1p-126f);
+  const bool seen = pair_block.settled && full && !mod.any;
+  pair_block.settled |= full && !mod.any;
+  // Once every row has a reference, maxima are looked for only where the sums tell of one far above it.
+  if (seen && weights_pairs<NV>(block, block.neg_m, plain, LARGE_SUM, padded, s, weights)) {
+    pair_block.weighed = first + padded;
+    return;
+  }
   float factor = LOG2E;  // of what lies in s
   if (mod.any) {
     for (int64_t i = 0; i < keys * NV; ++i) store(s + i * W, mul(load(s + i * W), set1(scale)));
     modify_tile<NV>(p, block, mod, full, key, keys, s, top);
-    raise_reference<NV>(block, space.v_rows, top, LOG2E);
-    for (int n = 0; n < NV; ++n) store(reference + n * W, mul(load(block.neg_m + n * W), set1(LOG2E)));
+    raise_reference<NV>(pair_block, space, tile, top, LOG2E);
+    // Subtracted here: a maximum as low as the lowest float32, times log2(e), would be infinite.
+    for (int64_t j = 0; j < keys; ++j)
+      for (int n = 0; n < NV; ++n)
+        store(s + (j * NV + n) * W, add(load(s + (j * NV + n) * W), load(block.neg_m + n * W)));
+    for (int n = 0; n < NV; ++n) store(reference + n * W, zero());
   } else {
-    // A scale of 0 gives equal weights; so does the smallest normal number, which keeps hidden scores at
-    // -inf.
-    factor = maximum(scale * LOG2E, 0x1p-126f);
-    if (!full) {
-      modify_tile<NV>(p, block, mod, full, key, keys, s, top);
-    } else {
+    factor = plain;
+    if (full)
       largest_scores<NV>(s, keys, top);
-    }
+    else
+      modify_tile<NV>(p, block, mod, full, key, keys, s, top);
     for (int n = 0; n < NV; ++n) store(top + n * W, mul(load(top + n * W), set1(factor)));
-    raise_reference<NV>(block, space.v_rows, top, 1.0f);
+    raise_reference<NV>(pair_block, space, tile, top, 1.0f);
     for (int n = 0; n < NV; ++n) store(reference + n * W, load(block.neg_m + n * W));
   }
-  for (int64_t i = keys * NV; i < padded * NV; ++i) store(s + i * W, set1(-INFINITY));
-  weights_pairs<NV>(block, reference, factor, padded, s, pair_block.weights);
-  pair_product<NV, true>(v, space.v_layout, pair_block.weights, padded / 2, block.ot, space.v_rows);
+  weights_pairs<NV>(block, reference, factor, INFINITY, padded, s, weights);
+  pair_block.weighed = first + padded;
+}
+
+template <class Visit>
+inline void with_vectors(int nv, Visit visit) {
+  if (nv == 1) return visit(std::integral_constant<int, 1>{});
+  if (nv == 2) return visit(std::integral_constant<int, 2>{});
+  if constexpr (PAIR_NV == 3) visit(std::integral_constant<int, 3>{});
+}
+
+// A few sub-blocks go through a tile together: keys, slice by slice, and values, some columns at a time, are
+// used by all of them while they are in L1.
+inline void attend_pairs(const fa_problem &p, PairBlock *blocks, int count, const PairSpace &space,
+                         const PairTile &tile, int64_t keys) {
+  for (int b = 0; b < count; ++b) {
+    PairBlock &block = blocks[b];
+    block.from = maximum<int64_t>(0, block.rows.min_first - tile.key) / PAIR_KEYS * PAIR_KEYS;
+    block.to = minimum(keys, block.rows.max_last + 1 - tile.key);
+    block.waiting = block.weighed = block.from;
+  }
+  for (int64_t slice = 0; slice < keys; slice += SLICE)
+    for (int b = 0; b < count; ++b) {
+      const int64_t first = maximum(slice, blocks[b].from), past = minimum(slice + SLICE, blocks[b].to);
+      if (first < past)
+        with_vectors(blocks[b].rows.nv,
+                     [&](auto nv) { weigh_slice<nv.value>(p, blocks[b], space, tile, first, past - first); });
+    }
+  for (int64_t column = 0; column < space.v_rows; column += COLUMNS)
+    for (int b = 0; b < count; ++b)
+      with_vectors(blocks[b].rows.nv, [&](auto nv) {
+        add_waiting<nv.value>(blocks[b], space, tile, column, minimum(COLUMNS, space.v_rows - column));
+      });
 }
 
 inline size_t prefill_bf16_bytes(const fa_problem &p, const Tiles &tiles) {
@@ -241,7 +323,6 @@ inline void prefill_bf16(const fa_problem &p, const Sequence &seq, const Item &i
   const PairUnit unit;
   const PairSpace space(p, tiles, workspace);
   PairBlock blocks[fa::MAX_SUB_BLOCKS];
-  Modifiers modifiers[fa::MAX_SUB_BLOCKS];
   int64_t positions[fa::MAX_SUB_BLOCKS * PAIR_SUB_ROWS];
   float slopes[fa::MAX_SUB_BLOCKS * PAIR_SUB_ROWS];
   int count = 0;
@@ -265,9 +346,11 @@ inline void prefill_bf16(const fa_problem &p, const Sequence &seq, const Item &i
                    space.staging, q + n * W, width);
     std::memset(block.ot, 0, static_cast<size_t>(space.v_rows * width) * sizeof(float));
     blocks[count].q = q;
-    blocks[count].weights = space.weights;
-    modifiers[count] = {is_modified(p), p.softcap, p.alibi_slopes ? slopes + lane : nullptr, positions + lane,
-                        p.mask_kind != FA_MASK_NONE ? space.mask_rows + lane : nullptr};
+    blocks[count].settled = false;
+    blocks[count].weights = space.weights + count % TOGETHER * space.weights_stride;
+    blocks[count].modifiers = {is_modified(p), p.softcap, p.alibi_slopes ? slopes + lane : nullptr,
+                               positions + lane,
+                               p.mask_kind != FA_MASK_NONE ? space.mask_rows + lane : nullptr};
     begin = minimum(begin, block.min_first);
     end = maximum(end, block.max_last + 1);
     lane += width;
@@ -279,20 +362,9 @@ inline void prefill_bf16(const fa_problem &p, const Sequence &seq, const Item &i
     const int64_t keys = minimum(tiles.key_tile, end - key);
     lay_keys(k, p.head_dim, key, keys, space.k_tile, space.k_layout);
     lay_values(v, p.v_dim, key, keys, space.v_tile, space.v_layout);
-    for (int b = 0; b < count; ++b) {
-      const SubBlock &block = blocks[b].rows;
-      // Whole groups of PAIR_KEYS are left out; within a group, keys out of sight are hidden.
-      const int64_t skipped = maximum<int64_t>(0, block.min_first - key) / PAIR_KEYS * PAIR_KEYS;
-      const int64_t from = key + skipped, to = minimum(key + keys, block.max_last + 1);
-      if (from >= to) continue;
-      const uint16_t *const kt = space.k_tile + skipped / 16 * space.k_layout.block;
-      const uint16_t *const vt = space.v_tile + skipped / 32 * space.v_layout.step;
-      if constexpr (PAIR_NV == 3) {
-        if (block.nv == 3) attend_pairs<3>(p, blocks[b], space, modifiers[b], kt, vt, from, to - from);
-      }
-      if (block.nv == 2) attend_pairs<2>(p, blocks[b], space, modifiers[b], kt, vt, from, to - from);
-      if (block.nv == 1) attend_pairs<1>(p, blocks[b], space, modifiers[b], kt, vt, from, to - from);
-    }
+    const PairTile tile = {space.k_tile, space.v_tile, key};
+    for (int b = 0; b < count; b += TOGETHER)
+      attend_pairs(p, blocks + b, minimum(TOGETHER, count - b), space, tile, keys);
   }
   for (int b = 0; b < count; ++b)
     end_sub_block(p, seq, item, b * PAIR_SUB_ROWS, blocks[b].rows, space.staging);

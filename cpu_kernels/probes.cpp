@@ -337,6 +337,30 @@ extern "C" double fa_probe_read_gbps(const void *buffer, int64_t bytes, int num_
   return double(slice) * num_threads * repeats / seconds * 1e-9;
 }
 
+// Taken in turns, so that a clock that changes meanwhile changes both; the best of each counts.
+extern "C" int fa_bf16_dot_is_faster(void) {
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bf16")) return 0;
+  static const bool faster = [] {
+    constexpr int64_t TURNS = 5, ITERATIONS = 4000;  // some tens of microseconds each
+    double fma = 1e9, dot = 1e9;
+    for (int turn = 0; turn < TURNS; ++turn) {
+      const double start = now();
+      fma_avx512(2 * ITERATIONS);
+      const double middle = now();
+      dot_bf16(ITERATIONS);  // as many instructions, of twice the products
+      const double end = now();
+      fma = middle - start < fma ? middle - start : fma;
+      dot = end - middle < dot ? end - middle : dot;
+    }
+    return 2 * fma > 1.2 * dot;
+  }();
+  return faster;
+#else
+  return 0;
+#endif
+}
+
 extern "C" double fa_probe_amx_bf16_gflops(double seconds) {
 #if defined(__x86_64__)
   if (fa::has_amx()) return mean_rate(tiles<false>, 4 * 16 * 16 * 32 * 2, seconds);

@@ -10,17 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-SCHEMA = 2  # of fastattention/bench/results.py
+SCHEMAS = (2, 3)  # of fastattention/bench/results.py
 
 TITLES = {
     "prefill": "**Prefill**: as many queries as keys. Work counted: visible pairs only.",
-    "decode": "**Decode**: one query a head, keys and values read once.",
+    "decode": "**Decode**: one query a head or a few, keys and values read once.",
 }
 NOTHING = (
     "No measurement is committed yet. `make bench` writes one into `results/`, and "
@@ -39,8 +40,9 @@ def newest(folder: Path) -> dict[str, Any] | None:
     runs = []
     for path in sorted(folder.glob("bench-*.json")):
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if run.get("schema") != SCHEMA:
-            raise ValueError(f"{path}: schema {run.get('schema')!r}, expected {SCHEMA}")
+        if run.get("schema") not in SCHEMAS:
+            expected = " or ".join(map(str, SCHEMAS))
+            raise ValueError(f"{path}: schema {run.get('schema')!r}, expected {expected}")
         runs.append(run)
     return max(runs, key=lambda run: str(run["date"]), default=None)
 
@@ -56,48 +58,87 @@ def machine(run: dict[str, Any]) -> str:
 
 
 def label(case: dict[str, Any]) -> str:
-    """Return what a case's queries may see, in a word or two."""
+    """Return what a case's queries may see, in a word or two, and what else is unusual about it."""
     if case["mask"]:
-        return f"{case['mask']} mask"
-    if case["window"]:
-        return f"window of {case['window'][0] + 1 + case['window'][1]}"
-    return "causal" if case["causal"] else "full"
+        words = [f"{case['mask']} mask"]
+    elif case["window"]:
+        words = [f"window of {case['window'][0] + 1 + case['window'][1]}"]
+    else:
+        words = ["causal" if case["causal"] else "full"]
+    if case.get("batch", 1) > 1:
+        words.append(f"batch of {case['batch']}")
+    if case["kind"] == "decode" and case["q_len"] > 1:
+        words.append(f"{case['q_len']} queries")
+    if case.get("page_size"):
+        words.append(f"pages of {case['page_size']}")
+    if case.get("isa"):
+        words.append(f"by {case['isa']}")
+    return ", ".join(words)
 
 
-def tables(run: dict[str, Any], *, shortest: int = 0) -> str:
+def headline(case: dict[str, Any]) -> bool:
+    """Whether a row is among the dozen of its table that the README shows; the book has them all."""
+    if case["head_dim"] != 128 or case.get("v_dim") or case["mask"]:
+        return False
+    grouped = case["kv_heads"] == 8 and case["q_heads"] == 32
+    if case["kind"] == "prefill":
+        return case["k_len"] == 4096 and case["q_heads"] == case["kv_heads"]
+    if case.get("batch", 1) > 1:
+        return grouped and case["dtype"] == "float32"
+    if case["q_len"] > 1:
+        return grouped and case["q_len"] == 16
+    if case.get("page_size"):
+        return grouped and case["dtype"] == "float16"
+    if grouped:
+        return case["k_len"] == 32768
+    return case["kv_heads"] == 32 and case["dtype"] in ("float32", "int8")
+
+
+def tables(run: dict[str, Any], *, only: Callable[[dict[str, Any]], bool] = lambda case: True) -> str:
     """Return the rows of a run as Markdown tables, prefill and decode apart.
 
     Parameters
     ----------
     run : dict
         As `newest` returns it.
-    shortest : int
-        Leave out rows with fewer keys than this.
+    only : callable
+        Takes a case; says whether its row is shown.
     """
+    goals: dict[str, list[dict[str, Any]]] = {}
+    for goal in run.get("goals", []):
+        goals.setdefault(goal["row"], []).append(goal)
     parts = []
     for kind, title in TITLES.items():
-        rows = [row for row in run["rows"] if row["case"]["kind"] == kind]
-        rows = [row for row in rows if row["case"]["k_len"] >= shortest]
+        rows = [row for row in run["rows"] if row["case"]["kind"] == kind and only(row["case"])]
         if rows:
-            parts.append(f"{title}\n\n{_table(rows)}")
+            parts.append(f"{title}\n\n{_table(rows, goals)}")
     return "\n\n".join(parts)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[dict[str, Any]], goals: dict[str, list[dict[str, Any]]]) -> str:
     peers = list(dict.fromkeys(name for row in rows for name in row["peers"]))
     unit = rows[0]["summary"]["unit"]
-    heads = ["type", "sees", "heads", "D", "keys", "threads", "ms", unit, "of limit", "spread", *peers]
-    lines = [heads, ["---", "---"] + ["--:"] * (len(heads) - 2)]
+    heads = ["type", "sees", "heads", "D", "keys", "threads", "ms", unit, "of limit", "spread"]
+    judged = any(row["summary"]["name"] in goals for row in rows)
+    lines = [heads + ["target"] * judged + peers]
+    lines.append(["---", "---"] + ["--:"] * (len(heads) - 2) + ["---"] * judged + ["--:"] * len(peers))
     for row in rows:
         case, summary = row["case"], row["summary"]
         shared = "" if case["q_heads"] == case["kv_heads"] else f"/{case['kv_heads']}"
-        cells = [case["dtype"], label(case), f"{case['q_heads']}{shared}"]
-        cells += [str(case[name]) for name in ("head_dim", "k_len", "threads")]
+        dims = f"{case['head_dim']}/{case['v_dim']}" if case.get("v_dim") else str(case["head_dim"])
+        cells = [case["dtype"], label(case), f"{case['q_heads']}{shared}", dims]
+        cells += [str(case[name]) for name in ("k_len", "threads")]
         cells += [f"{summary['median_ms']:.3g}", f"{summary['rate']:.1f}"]
         spread = (summary["highest_percent"] - summary["lowest_percent"]) / 2
-        cells += [f"{summary['percent_of_limit']:.0f} %", f"±{spread:.0f} %"]
+        cells += [f"{summary['percent_of_limit']:.0f} % of {row['limit_name']}", f"±{spread:.0f} %"]
+        cells += [", ".join(map(_verdict, goals.get(summary["name"], [])))] * judged
         lines.append(cells + [_peer(row, name) for name in peers])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _verdict(goal: dict[str, Any]) -> str:
+    text = f"{goal['bound']:g}×" if goal["kind"] == "peers" else goal["text"]
+    return f"{text} {'met' if goal['met'] else '**missed**'}"
 
 
 def _peer(row: dict[str, Any], name: str) -> str:
@@ -109,17 +150,45 @@ def _peer(row: dict[str, Any], name: str) -> str:
     return f"{row['summary']['peer_ratios'][name]:.2f}×"
 
 
+def remarks(run: dict[str, Any]) -> list[str]:
+    """Return what a run says beside its tables: targets, memory, rows that the machine could not run."""
+    lines = []
+    goals = run.get("goals", [])
+    if goals:
+        lines.append(f"Targets: {sum(goal['met'] for goal in goals)} of {len(goals)} met, over all rows.")
+    for memory in run.get("memory", []):
+        case, threads = memory["case"], memory["case"]["threads"]
+        planned = (memory["thread_bytes"] + memory["shared_bytes"] / threads) / 2**20
+        text = f"planned {planned:.2f} MiB a thread"
+        if memory["measured_bytes"] is not None:
+            text += f", measured {memory['measured_bytes'] / threads / 2**20:.2f}"
+        where = f"{case['k_len']} keys, {threads} thread{'s' if threads > 1 else ''}"
+        lines.append(f"Memory beyond inputs and output ({where}): {text}.")
+    counts = Counter(run.get("left_out", {}).values())
+    return lines + [f"Not on this machine: {count} rows; {why}." for why, count in counts.items()]
+
+
 def section(run: dict[str, Any] | None) -> str:
     """Return what belongs between the README's markers."""
     if run is None:
         return NOTHING
     reading = (
         "*Of limit*: in percent of what probes reached on the same cores just before and just after: "
-        "arithmetic for prefill, reading the same keys and values for decode; the median of the rounds. "
-        "*Spread*: half the way from the worst round to the best. A library's *2.00×*: it takes twice our "
-        "time in the same round."
+        "arithmetic for prefill, for decode reading the same keys and values or arithmetic, whichever takes "
+        "longer; the median of the rounds. *Spread*: half the way from the worst "
+        "round to the best. A library's *2.00×*: it takes twice our time in the same round."
     )
-    return f"{machine(run)}\n\n{tables(run, shortest=4096)}\n\n{reading}"
+    if run.get("goals"):
+        reading += (
+            " *Target*: a percentage of the limit, a part of another row's speed, or, with ×, beside the "
+            "fastest library."
+        )
+    parts = [
+        machine(run),
+        tables(run, only=headline),
+        *(["  \n".join(found)] if (found := remarks(run)) else []),
+    ]
+    return "\n\n".join([*parts, reading])
 
 
 def fill(readme: str, text: str) -> str:

@@ -1,17 +1,17 @@
 """Keys and values as 8-bit integers: one scale for each row, that is for each token and KV head.
 
-A row x (one token's key or value in one head) is kept as integers n_d in -127..127 and one float32 scale s:
+A row x (one token's key or value in one head) is kept as integers n_d in -127..127 and one float32 scale s::
 
     s = max_d |x_d| / 127,     n_d = round(x_d / s), half to even,     x_d ~ s n_d.
 
 Symmetric, without a zero point: <q, s n> = s <q, n>, so a scale leaves the dot product as one factor of a
 score, and weighs a row of V as one factor of a weight. -128 is left unused; the range is the same both ways.
 
-Error. Rounding moves x_d / s by at most 1/2, so |x_d - s n_d| <= s / 2 = max|x| / 254. That holds exactly,
-not only nearly, for float32 and narrower inputs: the quotient is taken in float64, where it cannot be rounded
-across the middle between two integers (x and s have 24 bits, so a quotient that is not a middle is at least
-2^-27 away from it, and float64 is off by 2^-46 at most). The largest element becomes 127 and is off by
-s / 10^5 at most, the rounding of s itself.
+Error. Rounding moves x_d / s by at most 1/2, so an element is off by at most s / 2, 1/254 of its row's
+largest. That holds exactly, not only nearly, for float32 and narrower inputs: the quotient is taken in
+float64, where it cannot be rounded across the middle between two integers (x and s have 24 bits, so a
+quotient that is not a middle is at least 2^-27 away from it, and float64 is off by 2^-46 at most). The
+largest element becomes 127 and is off by s / 10^5 at most, the rounding of s itself.
 
 Why a scale a token. One scale for a block of tokens would be cheaper to keep: 4 / (D * block) bytes an
 element against 4 / D, which at D = 64 is 6 % of the integers. But a cache grows a token at a time. A block's

@@ -13,7 +13,7 @@ import pytest
 import fastattention
 from fastattention import cpu_kernels
 
-from .tolerances import Expected, Problem, error_in_tolerances
+from .tolerances import PAIRS, Expected, Problem, error_in_tolerances
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,14 @@ class Engine:
 
     @property
     def accumulation(self) -> str:
-        """The type in which this engine sums."""
-        return "float64" if self.backend == "reference" else "float32"
+        """How this engine sums; see tolerances.py."""
+        if self.backend == "reference":
+            return "float64"
+        return {"avx512_bf16": "dot pairs", "amx": "tile pairs"}.get(self.isa or "", "float32")
+
+    def accumulation_of_int8(self, rows: int) -> str:
+        """How this engine sums rows of int8, for so many query rows of a KV head."""
+        return "digits" if self.isa == "amx" and 1 < rows < PAIRS["tile pairs"] else self.accumulation
 
     def attention(self, problem: Problem, **extra: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return (out, lse)."""

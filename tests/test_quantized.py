@@ -18,13 +18,15 @@ PLACES = [pytest.param(i, case, id=case.name) for i, case in enumerate(FEATURES)
 
 
 @lru_cache(maxsize=32)
-def _solved(case: Case, dtype: str) -> tuple[Problem, Stored, Expected]:
+def _solved(case: Case, dtype: str, isa: str | None) -> tuple[Problem, Stored, Expected]:
     """The problem, its rows as integers, and the answer for exactly these integers and scales."""
     problem = case.problem(dtype)
     with np.errstate(invalid="ignore"):
         stored = quantized(problem.k, problem.v)
         k, v = dequantized(stored)
-    expected = solve(Problem(problem.q, k, v, problem.options), dtype, "float32")
+    rows = problem.q.shape[1] // max(k.shape[1], 1) * problem.q.shape[2]
+    accumulation = Engine("cpu", isa).accumulation_of_int8(rows)
+    expected = solve(Problem(problem.q, k, v, problem.options), dtype, accumulation)
     # Integers of 0 let all that is left of an output come from weights below 2^-126, which are flushed to 0.
     flushed = 2.0**-126 * v.shape[2] * np.nanmax(np.abs(v), initial=0.0)
     return problem, stored, replace(expected, out_tolerance=expected.out_tolerance + flushed)
@@ -33,7 +35,7 @@ def _solved(case: Case, dtype: str) -> tuple[Problem, Stored, Expected]:
 def _check(
     case: Case, dtype: str, isa: str, *, page_size: int | None = None, threads: tuple[int, ...] = (1,)
 ) -> None:
-    problem, stored, expected = _solved(case, dtype)
+    problem, stored, expected = _solved(case, dtype, isa)
     given = problem.options.get("kv_lengths")
     chosen = dict(problem.options)
     if page_size is not None:
@@ -87,14 +89,17 @@ def test_extremes(q_len: int, cpu_engine: Engine) -> None:
     k_scales[..., 3], v_scales[..., 3], v_scales[..., 4] = 1e-30, 1e-30, 1e3
     stored = Stored(k, v, k_scales, v_scales)
     problem = Problem(q, *dequantized(stored))
-    check(*attend(q, stored, {}, isa=str(cpu_engine.isa)), solve(problem, "float32", "float32"))
+    check(
+        *attend(q, stored, {}, isa=str(cpu_engine.isa)),
+        solve(problem, "float32", cpu_engine.accumulation_of_int8(q.shape[2] * 2)),
+    )
 
 
 @pytest.mark.parametrize("q_len", [1, 20])
 def test_strided_scales(q_len: int, cpu_engine: Engine) -> None:
     """Scales need not be neighbours: here they lie with the heads side by side, a NaN between each two."""
     case = Case(f"strided scales, {q_len}", Sizes(2, 4, 2, q_len, 200, 32, 48))
-    problem, stored, expected = _solved(case, "float32")
+    problem, stored, expected = _solved(case, "float32", cpu_engine.isa)
     assert stored.k_scales is not None
     assert stored.v_scales is not None
     k_scales, v_scales = np.full((2, 2, 200, 2, 2), np.nan, dtype=np.float32)
@@ -106,7 +111,7 @@ def test_strided_scales(q_len: int, cpu_engine: Engine) -> None:
 def test_error_of_quantizing_is_what_eight_bits_leave(cpu_engine: Engine) -> None:
     """Against the rows before quantizing: far off a float's error, but within half a step of each value."""
     case = Case("to eight bits", Sizes(1, 2, 2, 1, 400, 64, 64))
-    problem, stored, _ = _solved(case, "float32")
+    problem, stored, _ = _solved(case, "float32", cpu_engine.isa)
     exact = solve(problem, "float32", "float32")
     out, _ = attend(problem.q, stored, problem.options, isa=str(cpu_engine.isa))
     error = np.abs(out - exact.out).max()

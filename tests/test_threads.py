@@ -28,7 +28,7 @@ CASES = (PREFILL, SPLIT, DECODE, WINDOW)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_any_number_gives_the_same_bits(case: Case, dtype: str, cpu_engine: Engine) -> None:
-    problem, expected = solved(case, dtype, "float32")
+    problem, expected = solved(case, dtype, cpu_engine.accumulation)
     out, lse = cpu_engine.attention(problem, num_threads=1)
     check(out, lse, expected)
     for threads in (2, 3, 4, 16):

@@ -55,7 +55,7 @@ def _expected(q: np.ndarray, k: np.ndarray, v: np.ndarray, *rest: Any) -> Expect
         one_q, one_k, one_v = (x.swapaxes(0, 1)[None] for x in (q[rows], k[keys], v[keys]))
         one = Problem(one_q, one_k, one_v, opts)
         out, lse = standard.attention(one.q, one.k, one.v, **opts)
-        parts.append((out, lse, *tolerances(one, out, lse, storage, accumulation)))
+        parts.append((out, lse, *tolerances(one, out, lse, storage, accumulation, int(np.diff(cu_q).max()))))
     out, lse, out_tolerance, lse_tolerance = (np.concatenate(x, axis=2)[0] for x in zip(*parts, strict=True))
     return Expected(out.swapaxes(0, 1), lse.T, out_tolerance.swapaxes(0, 1), lse_tolerance.T)
 

@@ -12,6 +12,17 @@ With u the unit roundoff of the accumulation, p the weights, and D and Sk the le
     error of out      half a unit in the last place of out
                       + sum_j p_j (|v_j| + |out|) e_j + u * (8 + sqrt Sk) * sum_j p_j (|v_j| + |out|)
 
+Kernels that multiply pairs of bfloat16 round each weight to bfloat16, w = 2**-8, as everybody's do. What such errors
+have in common scales the output, the rest carries random signs; so out may be further off by
+
+    w * min(|out| + 3 sqrt(sum_j p_j^2 v_j^2), sum_j p_j |v_j|)
+
+Kernels that multiply digits of int8 keep q and the weights (times the scale of each value) as 24-bit integers: an
+error counts from the largest element of a row, not from the one at hand. That adds
+
+    to e_j              u * scale * max_d |q_d| * sum_d |k_jd|
+    to the error of out u * sqrt Sk * max_jc p_j |v_jc|
+
 The square roots say that rounding errors of a sum carry random signs; 4 and 8 leave room for the exponential,
 the hyperbolic tangent and the running rescale. Storage gets exactly half a unit in the last place: a kernel
 that truncates to bfloat16 instead of rounding to nearest fails.
@@ -19,7 +30,7 @@ that truncates to bfloat16 instead of rounding to nearest fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -41,6 +52,8 @@ class Rounding:
     accumulation: float
     smallest: float  # half the smallest subnormal number of the storage
     reason: str
+    weights: float = 0.0  # of the softmax weights, where they are rounded on their own
+    digits: bool = False  # queries and weights are integers
 
 
 #: (storage type, accumulation type) -> roundings. Nothing else in the tests knows a tolerance.
@@ -60,7 +73,28 @@ TOLERANCES = {
     ("bfloat16", "float32"): Rounding(
         2**-8, 2**-24, 2**-134, "widened exactly, computed in float32, rounded once"
     ),
+    ("bfloat16", "pairs"): Rounding(
+        2**-8, 2**-24, 2**-134, "products exact, sums in float32, weights rounded to bfloat16", weights=2**-8
+    ),
 }
+
+TOLERANCES |= {
+    (storage, "digits"): replace(
+        TOLERANCES[storage, "float32"], reason="queries and weights in 24 bits", digits=True
+    )
+    for storage in ("float32", "float16", "bfloat16")
+}
+
+#: Engines that multiply pairs of bfloat16 do so from this many query rows of a KV head on; else they are float32's.
+PAIRS = {"dot pairs": 9, "tile pairs": 17}
+
+
+def rounding_of(storage: str, accumulation: str, rows: int) -> Rounding:
+    """Return the roundings of a result, `rows` being the query rows of a KV head."""
+    if accumulation in PAIRS:
+        pairs = storage == "bfloat16" and rows >= PAIRS[accumulation]
+        accumulation = "pairs" if pairs else "float32"
+    return TOLERANCES[storage, accumulation]
 
 
 @dataclass(frozen=True)
@@ -114,12 +148,21 @@ def error_in_tolerances(actual: np.ndarray, expected: np.ndarray, tolerance: np.
 
 
 def tolerances(
-    problem: Problem, out: np.ndarray, lse: np.ndarray, storage: str, accumulation: str
+    problem: Problem,
+    out: np.ndarray,
+    lse: np.ndarray,
+    storage: str,
+    accumulation: str,
+    q_len: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tolerance of every element of `out` and of `lse`; see the top of this file."""
-    rounding = TOLERANCES[storage, accumulation]
+    """Return the tolerance of every element of `out` and of `lse`; see the top of this file.
+
+    `q_len` is the longest of the packed sequences that `problem` is one of.
+    """
+    group = problem.q.shape[1] // max(problem.k.shape[1], 1)
+    rounding = rounding_of(storage, accumulation, group * (q_len or problem.q.shape[2]))
     u = rounding.accumulation
-    weights, score_error = _weights_and_score_errors(problem, lse)
+    weights, score_error = _weights_and_score_errors(problem, lse, rounding.digits)
     keys = problem.k.shape[2]
     values = np.abs(_finite(_per_query_head(problem, problem.v)))
     sum_error = u * (8 + np.sqrt(keys))
@@ -127,6 +170,12 @@ def tolerances(
     blurred = weights * score_error * u
     lse_error = blurred.sum(-1) + u * _sink_error(problem, lse)
     arithmetic = blurred @ values + lse_error[..., None] * size + sum_error * (weights @ values + size)
+    if rounding.digits:
+        largest = (weights * values.max(-1, initial=0.0)[:, :, None, :]).max(-1, initial=0.0)[..., None]
+        arithmetic = arithmetic + u * np.sqrt(keys) * largest
+    if rounding.weights:
+        spread = np.sqrt(weights**2 @ values**2)
+        arithmetic = arithmetic + rounding.weights * np.minimum(size + 3 * spread, weights @ values)
     half_unit = np.where(size > 0, rounding.storage * 2.0 ** (np.frexp(size)[1] - 1), 0.0)
     half_unit = np.maximum(half_unit, rounding.smallest)
     out_tolerance = half_unit + (1 + rounding.storage) * arithmetic
@@ -149,7 +198,9 @@ def independent_attention(problem: Problem, lse: np.ndarray) -> tuple[np.ndarray
     return np.asarray(weights @ _finite(_per_query_head(problem, problem.v))), total
 
 
-def _weights_and_score_errors(problem: Problem, lse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _weights_and_score_errors(
+    problem: Problem, lse: np.ndarray, digits: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Softmax weights given the lse, and the scores' errors in units of roundoff; both (B, Hq, Sq, Sk)."""
     options = problem.options
     q = problem.q.astype(np.float64)
@@ -160,6 +211,9 @@ def _weights_and_score_errors(problem: Problem, lse: np.ndarray) -> tuple[np.nda
     scores = scale * (q @ k.swapaxes(-1, -2))
     rounding = (4 + head_dim**0.5) * abs(scale) * (np.abs(q) @ np.abs(k).swapaxes(-1, -2))
     softcap = options.get("softcap")
+    if digits:
+        largest = np.abs(q).max(-1, initial=0.0)[..., None]
+        rounding += abs(scale) * largest * np.abs(k).sum(-1)[:, :, None, :]
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
         rounding *= 1 - (scores / softcap) ** 2

@@ -38,6 +38,7 @@ inline F mul(F a, F b) { return a * b; }
 inline F div(F a, F b) { return a / b; }
 inline F fma(F a, F b, F c) { return a * b + c; }
 inline F select(I yes_where, F yes, F no) { return (F)((yes_where & (I)yes) | (~yes_where & (I)no)); }
+inline void accumulate(F &c, F a, F b) { c = fma(a, b, c); }
 // As maxps and minps do: the second operand where one is a NaN.
 inline F max(F a, F b) { return select((I)(a > b), a, b); }
 inline F min(F a, F b) { return select((I)(a < b), a, b); }

@@ -4,9 +4,11 @@ One run holds everything its figures rest on. The machine's limits are probed be
 are checked against the reference before anything is timed. Other libraries, where installed, get the same
 arrays and the same cores, and are checked likewise.
 
-`cases` says what is measured and how useful work is counted, `limits` what a row is judged by, `measure` how
-an output is checked, `rounds` in what order everybody is timed, `peers` how other libraries join, `targets`
-what the kernels are meant to reach.
+`cases` says what a row is and how useful work is counted, `rows` which there are, `data` what lies in their
+arrays, `calls` how we are called, `limits` what a row is judged by, `measure` how an output is checked,
+`rounds` in what order everybody is timed, `peers` how other libraries join, `memory` what a call needs beside
+its arrays, `targets` what the kernels are meant to reach. `ladder` and
+`perplexity` are benchmarks of their own: of kernels to learn from, of what a rounded cache costs a model.
 """
 
 from __future__ import annotations
@@ -29,12 +31,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads of the rows that use several (default: all cores; 1: only one-thread rows)",
     )
-    parser.add_argument("--isa", metavar="NAME", help="force an instruction set: baseline, avx2, avx512")
+    parser.add_argument(
+        "--isa",
+        metavar="NAME",
+        help="force an instruction set, such as avx2 (fastattention config lists them)",
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few rows, short timings: half a minute")
     size.add_argument("--full", action="store_true", help="more and longer rows")
     parser.add_argument(
         "--filter", metavar="WORDS", help='only rows with a part for every word, such as "decode float32"'
+    )
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--ladder",
+        action="store_true",
+        help="instead, climb from three loops to the library's kernel, one idea a step",
+    )
+    other.add_argument(
+        "--perplexity",
+        action="store_true",
+        help="instead, measure what rounding the KV cache costs a language model (needs the extra models)",
     )
     parser.add_argument("--list", action="store_true", help="list the names of the rows, and stop")
     parser.add_argument(
@@ -48,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json",
         type=Path,
         metavar="PATH",
-        help="where to write the results (default: results/bench-<cpu>-<date>.json)",
+        help="where to write the results (default: results/bench-<cpu>-<date>.json, or ladder-...)",
     )
     parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
 
@@ -76,10 +93,15 @@ def _peer_names(text: str) -> tuple[str, ...]:
 def main(args: argparse.Namespace) -> int:
     """Run the benchmark; return 0, or 1 when an output was wrong, or 2 when it could not run."""
     try:
-        from . import run
+        if args.perplexity:
+            from .perplexity import run
+        elif args.ladder:
+            from .ladder import run
+        else:
+            from .run import run
     except ModuleNotFoundError as problem:
         if problem.name is None or problem.name.partition(".")[0] not in ("rich", "matplotlib"):
             raise
         print('fastattention bench needs more packages: pip install "fastattention[bench]"', file=sys.stderr)
         return 2
-    return run.run(args)
+    return run(args)

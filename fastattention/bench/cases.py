@@ -1,8 +1,7 @@
-"""What is measured: shapes, data types and visibility, and how much useful work each case holds."""
+"""What a row is: shapes, data types and visibility, and how much useful work it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,42 +9,34 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "DTYPES",
-    "Case",
-    "Data",
-    "all_cases",
-    "make_data",
-    "select",
-    "useful_flops",
-    "visible_pairs",
-    "window_mask",
-]
+__all__ = ["DTYPES", "LEVELS", "Case", "useful_flops", "visible_pairs", "window_mask"]
 
 DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
 }
 
 #: Sets of cases, each containing the ones before it.
 LEVELS = ("quick", "default", "full")
 
-_PAGE = 4096
+_SCALE_BYTES = 4  # of an int8 cache: a float32 for each row of keys, and another for each row of values
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of the benchmark: a batch of one, queries at the end of the keys.
+    """One row of the benchmark: queries at the end of the keys.
 
     Attributes
     ----------
     kind : str
-        "prefill" (as many queries as keys) or "decode" (one query a head).
+        "prefill" (as many queries as keys), "decode" (few queries a head) or "memory" (what a call needs
+        beside its inputs and output; its time is no matter).
     dtype : str
-        Key of `DTYPES`: of queries, keys, values and output.
+        Key of `DTYPES`: of keys and values, and, unless it is "int8", of queries and output.
     q_heads, kv_heads, q_len, k_len, head_dim : int
-        Shapes; the values' head_dim is the keys'.
+        Shapes; head_dim is the queries' and keys'.
     causal : bool
         Keys after a query are hidden.
     window : tuple of int, optional
@@ -56,6 +47,14 @@ class Case:
         Threads the kernel may use.
     level : str
         The smallest set of `LEVELS` that this case belongs to.
+    batch : int
+        Sequences, all of the same length.
+    v_dim : int, optional
+        Head dimension of the values; None: the keys'.
+    page_size : int, optional
+        Keys and values lie in pages of so many tokens, in shuffled order; None: contiguous.
+    isa : str, optional
+        Instruction set to force; None: the run's.
     """
 
     kind: str
@@ -70,6 +69,10 @@ class Case:
     mask: str | None = None
     threads: int = 1
     level: str = field(default="default", compare=False)
+    batch: int = 1
+    v_dim: int | None = None
+    page_size: int | None = None
+    isa: str | None = None
 
     @property
     def visibility(self) -> str:
@@ -81,51 +84,66 @@ class Case:
         return "causal" if self.causal else "full"
 
     @property
+    def q_dtype(self) -> str:
+        """Key of `DTYPES`: of queries and output."""
+        return "float32" if self.dtype == "int8" else self.dtype
+
+    @property
+    def value_dim(self) -> int:
+        """Head dimension of values and output, Dv."""
+        return self.head_dim if self.v_dim is None else self.v_dim
+
+    @property
     def heads(self) -> str:
         """Query heads, and KV heads where they are fewer."""
         return str(self.q_heads) if self.q_heads == self.kv_heads else f"{self.q_heads}/{self.kv_heads}"
 
     @property
     def name(self) -> str:
-        """What `--filter` matches, such as ``prefill/float32/causal/H8/D128/S4096/1t``."""
+        """What `--filter` matches, such as ``prefill/float32/causal/H8/D128/S4096/1t``.
+
+        After the usual parts come those that most cases lack: ``B8`` (batch), ``Q16`` (queries of decode),
+        ``P64`` (tokens of a page), a forced instruction set. ``D192:128``: values have another dimension.
+        """
         visibility = self.visibility
         if self.window:
             visibility += str(self.window[0] + 1 + self.window[1])
-        shape = f"H{self.heads.replace('/', ':')}/D{self.head_dim}/S{self.k_len}"
-        return f"{self.kind}/{self.dtype}/{visibility}/{shape}/{self.threads}t"
+        dims = str(self.head_dim) + (f":{self.v_dim}" if self.value_dim != self.head_dim else "")
+        parts = [self.kind, self.dtype, visibility, f"H{self.heads.replace('/', ':')}", f"D{dims}"]
+        parts += [f"S{self.k_len}", f"{self.threads}t"]
+        if self.batch > 1:
+            parts.append(f"B{self.batch}")
+        if self.kind == "decode" and self.q_len > 1:
+            parts.append(f"Q{self.q_len}")
+        if self.page_size:
+            parts.append(f"P{self.page_size}")
+        if self.isa:
+            parts.append(self.isa)
+        return "/".join(parts)
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values together, each counted once however many query heads read it."""
-        return 2 * self.kv_heads * self.k_len * self.head_dim * int(DTYPES[self.dtype].itemsize)
+        """Bytes of keys and values with their scales, each counted once however many query heads read it."""
+        row = (self.head_dim + self.value_dim) * DTYPES[self.dtype].itemsize
+        if self.dtype == "int8":
+            row += 2 * _SCALE_BYTES
+        return self.batch * self.kv_heads * self.k_len * row
 
     @property
     def moved_bytes(self) -> int:
         """Bytes that any kernel must move at least: queries, keys, values in, output out."""
-        return self.kv_bytes + 2 * self.q_heads * self.q_len * self.head_dim * int(
-            DTYPES[self.dtype].itemsize
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The arrays of a case: q (1, Hq, Sq, D); k, v (1, Hkv, Sk, D), the halves of the one buffer `kv`."""
-
-    q: NDArray[Any]
-    k: NDArray[Any]
-    v: NDArray[Any]
-    kv: NDArray[Any]
-    mask: NDArray[Any] | None
+        row = (self.head_dim + self.value_dim) * DTYPES[self.q_dtype].itemsize
+        return self.kv_bytes + self.batch * self.q_heads * self.q_len * row
 
 
 def visible_pairs(case: Case, mask: NDArray[Any] | None = None) -> int:
-    """Count the (query, key) pairs of all query heads that visibility and a boolean mask allow.
+    """Count the (query, key) pairs of all sequences and query heads that visibility and a mask allow.
 
     Parameters
     ----------
     case : Case
     mask : ndarray, optional
-        bool, broadcasts to (1, Hq, Sq, Sk). A float mask only adds to scores and hides nothing.
+        bool, (1, 1 or Hq, Sq, Sk). A float mask only adds to scores and hides nothing.
 
     Returns
     -------
@@ -140,11 +158,11 @@ def visible_pairs(case: Case, mask: NDArray[Any] | None = None) -> int:
     if case.causal:
         last = np.minimum(last, position)
     if mask is None or mask.dtype != np.bool_:
-        return case.q_heads * int(np.maximum(last - first + 1, 0).sum())
+        return case.batch * case.q_heads * int(np.maximum(last - first + 1, 0).sum())
     key = np.arange(case.k_len)
     allowed = mask & (key >= first[:, None]) & (key <= last[:, None])  # (1, 1 or Hq, Sq, Sk)
     heads: int = allowed.shape[1]
-    return int(allowed.sum()) * (case.q_heads // heads)
+    return case.batch * int(allowed.sum()) * (case.q_heads // heads)
 
 
 def useful_flops(case: Case, mask: NDArray[Any] | None = None) -> int:
@@ -153,15 +171,7 @@ def useful_flops(case: Case, mask: NDArray[Any] | None = None) -> int:
     The softmax counts nothing, and neither does work on hidden pairs, so that a kernel which computes hidden
     scores gains nothing by it.
     """
-    return 2 * (case.head_dim + case.head_dim) * visible_pairs(case, mask)
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray[Any]:
-    # From the start of a page, so that no library is favoured by chance.
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + _PAGE, dtype=np.uint8)
-    start = -raw.ctypes.data % _PAGE
-    return raw[start : start + size].view(dtype).reshape(shape)
+    return 2 * (case.head_dim + case.value_dim) * visible_pairs(case, mask)
 
 
 def window_mask(case: Case) -> NDArray[np.bool_]:
@@ -172,110 +182,3 @@ def window_mask(case: Case) -> NDArray[np.bool_]:
     key = np.arange(case.k_len)
     mask: NDArray[np.bool_] = (key >= position - case.window[0]) & (key <= position + case.window[1])
     return mask & (key <= position) if case.causal else mask
-
-
-def make_data(case: Case, seed: int = 0) -> Data:
-    """Return standard normal q, k, v and, if the case has one, a mask: half true, or standard normal."""
-    rng = np.random.default_rng(seed)
-    dtype = DTYPES[case.dtype]
-
-    def fill(array: NDArray[Any]) -> None:
-        for part in array:  # one head at a time keeps the float32 draft of a large cache small
-            part[...] = rng.standard_normal(part.shape, dtype=np.float32)
-
-    q = _aligned((1, case.q_heads, case.q_len, case.head_dim), dtype)
-    kv = _aligned((2, 1, case.kv_heads, case.k_len, case.head_dim), dtype)
-    for array in (q[0], kv[0, 0], kv[1, 0]):
-        fill(array)
-    mask: NDArray[Any] | None = None
-    if case.mask == "bool":
-        mask = rng.random((1, 1, case.q_len, case.k_len)) < 0.5
-    elif case.mask:
-        mask = rng.standard_normal((1, 1, case.q_len, case.k_len), dtype=np.float32)
-    return Data(q=q, k=kv[0], v=kv[1], kv=kv, mask=mask)
-
-
-def _prefill(
-    dtype: str,
-    head_dim: int,
-    length: int,
-    *,
-    heads: tuple[int, int] = (8, 8),
-    visibility: str = "full",
-    mask: str | None = None,
-    threads: int = 1,
-    level: str = "default",
-) -> Case:
-    return Case(
-        "prefill",
-        dtype,
-        q_heads=heads[0],
-        kv_heads=heads[1],
-        q_len=length,
-        k_len=length,
-        head_dim=head_dim,
-        causal=visibility in ("causal", "window"),
-        window=(511, 0) if visibility == "window" else None,
-        mask=mask,
-        threads=threads,
-        level=level,
-    )
-
-
-def _decode(dtype: str, kv_heads: int, length: int, *, threads: int = 1, level: str = "default") -> Case:
-    return Case("decode", dtype, 32, kv_heads, 1, length, 128, threads=threads, level=level)
-
-
-def all_cases(threads: int) -> Iterator[Case]:
-    """Yield every case: the one-thread rows, then, if `threads` is more, the rows on that many threads."""
-    for visibility in ("full", "causal"):
-        for head_dim in (64, 128):
-            short = "default" if (visibility, head_dim) == ("causal", 128) else "full"
-            yield _prefill("float32", head_dim, 1024, visibility=visibility, level=short)
-            quick = "quick" if head_dim == 128 else "default"
-            yield _prefill("float32", head_dim, 4096, visibility=visibility, level=quick)
-    for head_dim in (64, 128):
-        yield _prefill("float32", head_dim, 4096, visibility="window")
-    for dtype in ("bfloat16", "float16"):
-        for visibility in ("full", "causal"):
-            for head_dim in (64, 128):
-                usual = "default" if head_dim == 128 else "full"
-                yield _prefill(dtype, head_dim, 1024, visibility=visibility, level="full")
-                yield _prefill(dtype, head_dim, 4096, visibility=visibility, level=usual)
-    yield _prefill("float32", 128, 2048, heads=(32, 8), visibility="causal")
-    yield _prefill("float32", 80, 4096, visibility="causal")
-    yield _prefill("float32", 64, 1024, mask="bool")
-    yield _prefill("float32", 64, 1024, mask="float32")
-    yield _prefill("float32", 128, 4096, heads=(32, 8), visibility="causal", level="full")
-    yield _prefill("float32", 128, 16384, visibility="causal", level="full")
-    yield _prefill("float32", 128, 16384, visibility="window", level="full")
-
-    for dtype in DTYPES:
-        yield _decode(dtype, 32, 8192, level="quick" if dtype == "float32" else "default")
-        yield _decode(dtype, 8, 8192)
-        yield _decode(dtype, 8, 32768)
-    yield _decode("float32", 4, 32768, level="full")
-    yield _decode("float32", 8, 131072, level="full")
-
-    if threads > 1:
-        yield _prefill("float32", 128, 4096, threads=threads)
-        yield _prefill("float32", 128, 4096, visibility="causal", threads=threads, level="quick")
-        yield _prefill("bfloat16", 128, 4096, visibility="causal", threads=threads, level="full")
-        yield _decode("float32", 32, 8192, threads=threads, level="quick")
-        yield _decode("float32", 8, 32768, threads=threads)
-        yield _decode("float16", 8, 32768, threads=threads, level="full")
-
-
-def select(threads: int, level: str = "default", pattern: str | None = None) -> list[Case]:
-    """Return the cases of `level` and of those it contains whose name has a part for each word of `pattern`.
-
-    Parts of a name are separated by slashes, words by spaces or commas; a part begins with its word:
-    ``"decode float16"``, ``"causal D128"``.
-    """
-    limit = LEVELS.index(level)
-    words = (pattern or "").replace(",", " ").split()
-    return [
-        case
-        for case in all_cases(threads)
-        if LEVELS.index(case.level) <= limit and all(f"/{word}" in f"/{case.name}" for word in words)
-    ]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import DTYPES, Case, Data, window_mask
+from .cases import Case, window_mask
+from .data import Data
 from .peers import Peer, UnsupportedError, Variant, import_any
 
 _OPSETS = {"": 23, "com.microsoft": 1}
@@ -89,7 +90,7 @@ class OnnxRuntime:
 
     def _attention(self, case: Case, data: Data) -> Variant:
         """ONNX's own operator: (B, H, S, D) in and out."""
-        out = np.empty(data.q.shape, dtype=data.q.dtype)
+        out = np.empty((*data.q.shape[:3], case.value_dim), dtype=data.q.dtype)
         inputs = {"q": data.q, "k": data.k, "v": data.v}
         mask = self._visible(case, data)
         label = "Attention-23"
@@ -125,13 +126,15 @@ class OnnxRuntime:
             num_heads=case.q_heads,
             unidirectional=causal,
         )
-        out = np.empty((1, case.q_len, case.q_heads * case.head_dim), dtype=np.float32)
+        out = np.empty((case.batch, case.q_len, case.q_heads * case.value_dim), dtype=np.float32)
         return self._bind(case, label, node, inputs, {"out": out}, lambda: _unpack(out, case))
 
     def _grouped_query(self, case: Case, data: Data) -> Variant:
         """The operator with a cache: causal by definition, the last keys and values passed apart from it."""
         if data.mask is not None or not (case.causal or case.q_len == 1):
             raise UnsupportedError("GroupQueryAttention is causal and has no mask")
+        if case.value_dim != case.head_dim:
+            raise UnsupportedError("GroupQueryAttention has one head dimension")
         new = case.q_len
         # Prefill starts from an empty cache and fills it; decode adds one key to it. Past and present are one
         # buffer, and what is written there is what stood there before.
@@ -142,7 +145,7 @@ class OnnxRuntime:
             "v": _pack(data.v[:, :, case.k_len - new :]),
             "past_k": cache_k,
             "past_v": cache_v,
-            "last": np.array([case.k_len - 1], dtype=np.int32),
+            "last": np.full(case.batch, case.k_len - 1, dtype=np.int32),
             "total": np.array([case.k_len], dtype=np.int32),
         }
         options = {"local_window_size": case.window[0] + 1} if case.window else {}
@@ -155,19 +158,19 @@ class OnnxRuntime:
             kv_num_heads=case.kv_heads,
             **options,
         )
-        out = np.empty((1, case.q_len, case.q_heads * case.head_dim), dtype=DTYPES[case.dtype])
+        out = np.empty((case.batch, case.q_len, case.q_heads * case.head_dim), dtype=data.q.dtype)
         outputs = {"out": out, "present_k": cache_k, "present_v": cache_v}
         return self._bind(case, "GroupQueryAttention", node, inputs, outputs, lambda: _unpack(out, case))
 
 
 def _pack(array: NDArray[Any]) -> NDArray[Any]:
-    """(1, H, S, D) -> (1, S, H * D), contiguous: the layout in which a projection leaves it."""
-    _, heads, length, dim = array.shape
-    return np.ascontiguousarray(array.transpose(0, 2, 1, 3)).reshape(1, length, heads * dim)
+    """(B, H, S, D) -> (B, S, H * D), contiguous: the layout in which a projection leaves it."""
+    batch, heads, length, dim = array.shape
+    return np.ascontiguousarray(array.transpose(0, 2, 1, 3)).reshape(batch, length, heads * dim)
 
 
 def _unpack(out: NDArray[Any], case: Case) -> NDArray[Any]:
-    return out.reshape(1, case.q_len, case.q_heads, case.head_dim).transpose(0, 2, 1, 3)
+    return out.reshape(case.batch, case.q_len, case.q_heads, case.value_dim).transpose(0, 2, 1, 3)
 
 
 def create() -> Peer:

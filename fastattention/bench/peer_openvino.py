@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import DTYPES, Case, Data, window_mask
+from .cases import DTYPES, Case, window_mask
+from .data import Data
 from .peers import Peer, Variant, import_any
 
 #: OpenVINO's names of the data types.
@@ -35,14 +36,14 @@ class OpenVINO:
         """Offer one way, the operator."""
         return [lambda: self._operator(case, data)]
 
-    def _grouped(self, node: Any, case: Case) -> Any:
-        # (1, Hkv, S, D) -> (1, Hkv, G, S, D) -> (1, Hq, S, D), as exported language models have it.
+    def _grouped(self, node: Any, case: Case, dim: int) -> Any:
+        # (B, Hkv, S, D) -> (B, Hkv, G, S, D) -> (B, Hq, S, D), as exported language models have it.
         group = case.q_heads // case.kv_heads
         if group == 1:
             return node
         opset = self.opset
-        wide = [1, case.kv_heads, group, case.k_len, case.head_dim]
-        flat = [1, case.q_heads, case.k_len, case.head_dim]
+        wide = [case.batch, case.kv_heads, group, case.k_len, dim]
+        flat = [case.batch, case.q_heads, case.k_len, dim]
         node = opset.unsqueeze(node, opset.constant(np.int64(2)))
         node = opset.broadcast(node, opset.constant(np.array(wide)), broadcast_spec="BIDIRECTIONAL")
         return opset.reshape(node, opset.constant(np.array(flat)), special_zero=False)
@@ -52,7 +53,11 @@ class OpenVINO:
         element = getattr(ov.Type, _PRECISION[case.dtype])
         arrays: list[NDArray[Any]] = [data.q, data.k, data.v]
         inputs = [opset.parameter(list(array.shape), element) for array in arrays]
-        operands = [inputs[0], *(self._grouped(node, case) for node in inputs[1:])]
+        operands = [
+            inputs[0],
+            self._grouped(inputs[1], case, case.head_dim),
+            self._grouped(inputs[2], case, case.value_dim),
+        ]
         label = "ScaledDotProductAttention"
         mask = data.mask
         if case.window:
@@ -77,7 +82,7 @@ class OpenVINO:
             },
         )
         request = compiled.create_infer_request()
-        out = np.empty((1, case.q_heads, case.q_len, case.head_dim), dtype=DTYPES[case.dtype])
+        out = np.empty((*data.q.shape[:3], case.value_dim), dtype=data.q.dtype)
         for index, (node, array) in enumerate(zip(inputs, arrays, strict=True)):
             request.set_input_tensor(index, self._tensor(array, node.get_element_type()))
         request.set_output_tensor(0, self._tensor(out, element))

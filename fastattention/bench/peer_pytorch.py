@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cases import DTYPES, Case, Data, window_mask
+from .cases import DTYPES, Case, window_mask
+from .data import Data
 from .peers import Peer, Variant, import_any
 
 

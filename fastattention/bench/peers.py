@@ -14,11 +14,22 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from .cases import Case, Data
+from .cases import Case
+from .data import Data
 from .measure import TOLERANCE, Expected, error, time_call
 from .results import PeerResult
 
-__all__ = ["NAMES", "Peer", "UnsupportedError", "Variant", "choose", "import_any", "load", "one_line"]
+__all__ = [
+    "NAMES",
+    "Peer",
+    "UnsupportedError",
+    "Variant",
+    "choose",
+    "comparable",
+    "import_any",
+    "load",
+    "one_line",
+]
 
 #: Libraries by the name `--peers` takes, and the module of this package that speaks to each.
 NAMES = {"pytorch": "peer_pytorch", "onnxruntime": "peer_onnxruntime", "openvino": "peer_openvino"}
@@ -43,7 +54,7 @@ class Variant:
     call : callable
         Runs it once, synchronously. This is what is timed. It keeps alive whatever it reads and writes.
     result : callable
-        Returns the output of the last call as (1, Hq, Sq, Dv), of any floating-point type. Not timed.
+        Returns the output of the last call as (B, Hq, Sq, Dv), of any floating-point type. Not timed.
     """
 
     label: str
@@ -82,6 +93,15 @@ def load(names: Iterable[str]) -> tuple[list[Peer], dict[str, str]]:
         except ImportError as problem:
             absent[name] = f"not installed ({problem})"
     return peers, absent
+
+
+def comparable(case: Case) -> bool:
+    """Return whether other libraries are asked to do the case.
+
+    Pages and int8 caches have a layout of our own, and a forced instruction set is our own affair: the same
+    problem stands in another row.
+    """
+    return case.page_size is None and case.dtype != "int8" and case.isa is None
 
 
 def choose(peer: Peer, case: Case, data: Data, expected: Expected) -> tuple[PeerResult, Variant | None]:

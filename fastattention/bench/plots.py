@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,7 +24,12 @@ _BLUE, _ORANGE, _GREEN, _PURPLE, _BLACK, _SKY = (
     "#000000",
     "#56B4E9",
 )
-_DTYPE = {"float32": (_BLUE, "o"), "bfloat16": (_ORANGE, "s"), "float16": (_GREEN, "^")}
+_DTYPE = {
+    "float32": (_BLUE, "o"),
+    "bfloat16": (_ORANGE, "s"),
+    "float16": (_GREEN, "^"),
+    "int8": (_PURPLE, "D"),
+}
 _PEERS = {"PyTorch": (_ORANGE, "//"), "ONNX Runtime": (_GREEN, "\\\\"), "OpenVINO": (_PURPLE, "..")}
 
 
@@ -91,17 +97,18 @@ def roofline(run: Run) -> Figure:
 
 
 def _roofs(axes: Axes, run: Run, rows: list[Row], threads: int, left: float, right: float) -> None:
-    reads = [row.limit for row in rows if row.case.kind == "decode"]
+    reads = [row.limit for row in rows if row.limit_name == "read"]
     surveys = [limits for limits in run.probes if limits.threads == threads]
     peaks = {
         "float32 multiply-add": [limits.fma_gflops for limits in surveys],
         "bf16 dot": [limits.bf16_dot_gflops for limits in surveys],
+        "AMX bf16": [limits.amx_bf16_gflops for limits in surveys],
     }
     for row in rows:  # what the rows saw counts too
         if row.case.kind == "prefill":
-            peaks["bf16 dot" if row.limit_name == "bf16 dot" else "float32 multiply-add"].extend(row.limits)
+            peaks[row.limit_name if row.limit_name in peaks else "float32 multiply-add"].extend(row.limits)
     read = statistics.median(reads) if reads else None
-    for (name, values), style in zip(peaks.items(), ("-", "--"), strict=True):
+    for (name, values), style in zip(peaks.items(), ("-", "--", ":"), strict=True):
         peak = statistics.median(values) if values else 0.0
         if not peak:
             continue
@@ -130,16 +137,37 @@ def _roofs(axes: Axes, run: Run, rows: list[Row], threads: int, left: float, rig
 
 
 def bars(run: Run) -> Figure:
-    """Plot each row's rate, and the peers', in percent of the row's limit; ticks mark the targets."""
+    """Plot each row's rate, and the peers', in percent of the row's limit; ticks mark the targets.
+
+    Prefill on the left, decode on the right.
+    """
     names = list(dict.fromkeys(name for row in run.rows for name, peer in row.peers.items() if peer.rounds))
     series = 1 + len(names)
-    figure = Figure(figsize=(8, 1.4 + 0.16 * (series + 1) * len(run.rows)), layout="constrained")
-    axes = figure.add_subplot()
-    height = 0.8 / series
+    kinds = [[row for row in run.rows if row.case.kind == kind] for kind in ("prefill", "decode")]
+    kinds = [rows for rows in kinds if rows]
+    tallest = max(len(rows) for rows in kinds)
+    figure = Figure(figsize=(8 * len(kinds), 1.6 + 0.13 * (series + 1) * tallest), layout="constrained")
+    for place, rows in enumerate(kinds):
+        axes = figure.add_subplot(1, len(kinds), place + 1)
+        _bars(axes, rows, names)
+    figure.suptitle(_caption(run), fontsize=10)
+    shown: dict[str, Artist] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        list(shown.values()), list(shown), loc="outside lower center", ncols=min(series + 2, 6), fontsize=8
+    )
+    return figure
+
+
+def _bars(axes: Axes, rows: list[Row], names: list[str]) -> None:
+    height = 0.8 / (1 + len(names))
+    prefill = rows[0].case.kind == "prefill"
     for number, name in enumerate([None, *names]):
         colour, hatch = (_BLUE, "") if name is None else _PEERS.get(name, (_SKY, "xx"))
         places, widths = [], []
-        for place, row in enumerate(run.rows):
+        for place, row in enumerate(rows):
             percent = row.percent if name is None else row.peer_percent(name)
             if percent is not None:
                 places.append(place + number * height - 0.4 + height / 2)
@@ -155,23 +183,21 @@ def bars(run: Run) -> Figure:
             label=name or "ours",
         )
     axes.hlines(
-        [place - 0.4 + height / 2 for place in range(len(run.rows))],
-        [row.percent_range[0] for row in run.rows],
-        [row.percent_range[1] for row in run.rows],
+        [place - 0.4 + height / 2 for place in range(len(rows))],
+        [row.percent_range[0] for row in rows],
+        [row.percent_range[1] for row in rows],
         color=_BLACK,
         linewidth=1.2,
         label="ours, worst to best round",
     )
-    marks = [(place, row.target) for place, row in enumerate(run.rows) if row.target is not None]
+    marks = [(place, row.target) for place, row in enumerate(rows) if row.target is not None]
     for index, (place, goal) in enumerate(marks):
         label = "_" if index else "target"  # the legend leaves out what begins so
         axes.vlines(goal, place - 0.45, place - 0.35 + height, color="#D55E00", linewidth=2.5, label=label)
-    axes.set_yticks(range(len(run.rows)), [row.case.name for row in run.rows], fontsize=7)
-    axes.margins(y=0.01)
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(rows)), [row.case.name for row in rows], fontsize=7)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.axvline(100, color=_BLACK, linewidth=0.8)
-    axes.set_xlabel("percent of the measured limit (useful FLOPs or bytes of keys and values)")
-    axes.set_title(_caption(run), fontsize=10)
+    axes.set_xlabel(
+        f"percent of the measured limit ({'useful FLOPs' if prefill else 'bytes of keys and values'})"
+    )
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=min(series + 2, 4), fontsize=8)
-    return figure

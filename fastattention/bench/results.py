@@ -15,12 +15,56 @@ import numpy as np
 
 from .cases import Case
 from .limits import Limits
+from .memory import Memory
 from .rounds import percents, ratios
 
-__all__ = ["SCHEMA", "PeerResult", "Row", "Run", "default_path", "load", "save"]
+__all__ = [
+    "READABLE",
+    "SCHEMA",
+    "Goal",
+    "PeerResult",
+    "Row",
+    "Run",
+    "default_path",
+    "load",
+    "read",
+    "save",
+    "write",
+]
 
-#: Raised whenever a field changes its meaning; `load` refuses other versions.
-SCHEMA = 2
+#: Raised whenever a field changes its meaning, or a reader must know of a new one.
+SCHEMA = 3
+
+#: What `load` takes. 2: without batches, pages, int8, goals and memory; decode was limited by reading alone.
+READABLE = (2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A target, and what was found. See `targets`.
+
+    Attributes
+    ----------
+    row : str
+        Name of the case.
+    kind : str
+        "limit", "points", "speed", "threads", "peers" or "memory".
+    text : str
+        The target in a few characters.
+    found : str
+        What was found, in words.
+    value, bound : float
+        What is compared: percent, percentage points, a ratio, MiB.
+    met : bool
+    """
+
+    row: str
+    kind: str
+    text: str
+    found: str
+    value: float
+    bound: float
+    met: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +104,19 @@ class Row:
     rounds : list of list of float
         For each round the seconds of each of our calls.
     limit_name : str
+        What limits the row: an arithmetic unit, or "read".
     limits : list of float
-        The probes before each round and after the last, in GFLOP/s (prefill) or GB/s (decode).
+        The probes before each round and after the last, in GFLOP/s (prefill) or GB/s of keys and values
+        (decode, also where arithmetic limits it).
     target : float, optional
         Percent of the limit.
     peers : dict of str to PeerResult
+    isa : str, optional
+        Whose kernels ran: the set in force or an older one.
+    roofline : dict of str to float
+        Decode: milliseconds that reading and computing would take by themselves.
+    alone : list of list of float
+        Rows of several threads: the same call on one, in the same rounds.
     """
 
     case: Case
@@ -75,6 +127,9 @@ class Row:
     limits: list[float]
     target: float | None
     peers: dict[str, PeerResult]
+    isa: str | None = None
+    roofline: dict[str, float] = field(default_factory=dict)
+    alone: list[list[float]] = field(default_factory=list)
 
     @property
     def unit(self) -> str:
@@ -135,8 +190,13 @@ class Row:
         return statistics.median(ratios(self.rounds, peer.rounds)) if peer and peer.rounds else None
 
     @property
+    def speedup(self) -> float | None:
+        """How many times our time one thread takes: median over the rounds; None for a row of one thread."""
+        return statistics.median(ratios(self.rounds, self.alone)) if self.alone else None
+
+    @property
     def missed(self) -> bool:
-        """Whether a target is set and not reached."""
+        """Whether a target of the limit is set and not reached."""
         return self.target is not None and self.percent < self.target
 
 
@@ -157,6 +217,11 @@ class Run:
         All arithmetic probes for each number of threads, at the start and at the end.
     failures : dict of str to str
         Cases whose output was wrong, and how: they were not timed.
+    left_out : dict of str to str
+        Cases that this machine or this build cannot run, and why.
+    memory : list of Memory
+    goals : list of Goal
+        All targets that could be judged.
     """
 
     date: str
@@ -165,6 +230,13 @@ class Run:
     rows: list[Row] = field(default_factory=list)
     probes: list[Limits] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    memory: list[Memory] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
+
+    def goals_of(self, case: Case) -> list[Goal]:
+        """Return the targets of a case, those beside other libraries last."""
+        return sorted((goal for goal in self.goals if goal.row == case.name), key=lambda g: g.kind == "peers")
 
 
 def to_json(run: Run) -> dict[str, Any]:
@@ -176,6 +248,7 @@ def to_json(run: Run) -> dict[str, Any]:
             "median_ms": 1e3 * row.median,
             "p10_ms": 1e3 * row.spread[0],
             "p90_ms": 1e3 * row.spread[1],
+            "speedup": row.speedup,
             "rate": row.rate,
             "unit": row.unit,
             "limit": row.limit,
@@ -195,17 +268,23 @@ def from_json(content: dict[str, Any]) -> Run:
     ValueError
         When the file is of another schema.
     """
-    if content.get("schema") != SCHEMA:
+    if content.get("schema") not in READABLE:
         raise ValueError(
-            f"benchmark results have schema {content.get('schema')!r}; this version reads {SCHEMA}"
+            f"benchmark results have schema {content.get('schema')!r}; this version reads "
+            f"{' and '.join(map(str, READABLE))}"
         )
 
+    def read_case(entry: dict[str, Any]) -> Case:
+        window = entry["window"]
+        return Case(**{**entry, "window": None if window is None else tuple(window)})
+
     def row(entry: dict[str, Any]) -> Row:
-        case = dict(entry["case"])
-        case["window"] = None if case["window"] is None else tuple(case["window"])
         fields = {key: value for key, value in entry.items() if key not in ("case", "peers", "summary")}
         peers = {name: PeerResult(**peer) for name, peer in entry["peers"].items()}
-        return Row(case=Case(**case), peers=peers, **fields)
+        return Row(case=read_case(entry["case"]), peers=peers, **fields)
+
+    def memory(entry: dict[str, Any]) -> Memory:
+        return Memory(**{**entry, "case": read_case(entry["case"])})
 
     return Run(
         date=content["date"],
@@ -214,23 +293,31 @@ def from_json(content: dict[str, Any]) -> Run:
         rows=[row(entry) for entry in content["rows"]],
         probes=[Limits(**entry) for entry in content["probes"]],
         failures=content["failures"],
+        left_out=content.get("left_out", {}),
+        memory=[memory(entry) for entry in content.get("memory", [])],
+        goals=[Goal(**entry) for entry in content.get("goals", [])],
     )
 
 
-def default_path(run: Run) -> Path:
-    """Return ``results/bench-<cpu>-<date>.json``, under the current directory."""
+def default_path(run: Run, kind: str = "bench") -> Path:
+    """Return ``results/<kind>-<cpu>-<date>.json``, under the current directory."""
     cpu = re.sub(r"\(r\)|\(tm\)|processor|cpu|@.*", " ", run.environment["cpu"].lower())
     cpu = re.sub(r"[^a-z0-9]+", "-", cpu).strip("-") or "cpu"
-    return Path("results") / f"bench-{cpu}-{run.date[:10]}.json"
+    return Path("results") / f"{kind}-{cpu}-{run.date[:10]}.json"
 
 
 def save(run: Run, path: Path) -> None:
-    """Write the run to `path`, whole or not at all: an interrupted run leaves an older file as it was."""
+    """Write the run to `path`, as `write` does."""
+    write(to_json(run), path)
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Write JSON to `path`, whole or not at all: an interrupted run leaves an older file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(to_json(run), file, indent=1)
+            json.dump(content, file, indent=1)
             file.write("\n")
         Path(draft).chmod(0o644)  # mkstemp's 0600 is for secrets
         Path(draft).replace(path)
@@ -241,7 +328,12 @@ def save(run: Run, path: Path) -> None:
 
 def load(path: Path) -> Run:
     """Read a file that `save` wrote; ValueError when it is none."""
+    return from_json(read(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError when the file holds something else."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no benchmark results")
-    return from_json(content)
+    return content

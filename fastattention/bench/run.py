@@ -9,20 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .. import attention, get_isa, set_isa
+from .. import get_isa, set_isa
 from . import peers as peer_module
 from . import results
-from .cases import Case, Data, make_data, select, useful_flops
+from .calls import forced_isa, make_out, missing, our_call
+from .cases import Case, useful_flops
+from .data import Data, make_data
 from .environment import describe
 from .limits import choose_probe, probe_arithmetic
-from .measure import TOLERANCE, error, expected_rows, pin, pinned, process_cores
-from .report import print_report
+from .measure import TOLERANCE, Expected, error, expected_rows, pin, pinned, process_cores
+from .memory import measure_memory
+from .plan import explain
+from .report import WIDTH, print_report
 from .rounds import take_turns
-from .targets import target
+from .rows import select
+from .targets import judge, target
 
 __all__ = ["run"]
 
@@ -39,47 +43,49 @@ class Effort:
     peer_budget: float
 
 
-_EFFORT = {"quick": Effort(3, 0.5, 0.3), "default": Effort(5, 1.2, 0.4), "full": Effort(9, 3.0, 1.5)}
+_EFFORT = {"quick": Effort(3, 0.5, 0.3), "default": Effort(5, 1.0, 0.4), "full": Effort(9, 3.0, 1.5)}
 
 
-def our_call(case: Case, data: Data, out: np.ndarray) -> Callable[[], object]:
-    """Return the call that is timed: the public function, validation and all."""
-    window = case.window
-
-    def call() -> object:
-        return attention(
-            data.q,
-            data.k,
-            data.v,
-            causal=case.causal,
-            window=window,
-            mask=data.mask,
-            out=out,
-            backend="cpu",
-            num_threads=case.threads,
-        )
-
-    return call
+#: Name of our own call on one thread, among those that take turns in a row of several.
+_ALONE = "one thread"
 
 
-def measure_case(case: Case, run: results.Run, peers: list[peer_module.Peer], effort: Effort) -> None:
-    """Check ours, then the peers, then time in rounds; add a row to `run`, or a failure if ours is wrong."""
+def measure_case(
+    case: Case,
+    run: results.Run,
+    peers: list[peer_module.Peer],
+    effort: Effort,
+    run_isa: str | None = None,
+) -> None:
+    """Check ours, then the peers, then time in rounds; add a row to `run`, or a failure if ours is wrong.
+
+    Parameters
+    ----------
+    case : Case
+    run : Run
+    peers : list of Peer
+    effort : Effort
+    run_isa : str, optional
+        What the whole run was forced to.
+    """
     data = make_data(case)
     expected = expected_rows(case, data)
-    with pinned(case.threads) as cores:
-        out = np.full_like(data.q, np.nan)  # what the kernel leaves out shows
-        call = our_call(case, data, out)
-        call()
-        deviation = error(expected, out)
+    with forced_isa(case, run_isa) as isa, pinned(case.threads) as cores:
+        deviation, call = _checked(case, data, expected)
         if not deviation <= TOLERANCE[case.dtype]:
             run.failures[case.name] = f"error {deviation:.1e}, more than {TOLERANCE[case.dtype]:.0e}"
             return
         found, calls = {}, {}
-        for peer in peers:
+        for peer in peers if peer_module.comparable(case) else []:
             found[peer.name], way = peer_module.choose(peer, case, data, expected)
             if way:
                 calls[peer.name] = way.call
-        probe = choose_probe(case, data.kv, run.environment["isa"])
+        if case.threads > 1:
+            deviation_alone, calls[_ALONE] = _checked(replace(case, threads=1), data, expected)
+            if not deviation_alone <= TOLERANCE[case.dtype]:
+                run.failures[case.name] = f"on one thread: error {deviation_alone:.1e}"
+                return
+        probe = choose_probe(case, data.kv, isa)
         seen = take_turns(
             probe.measure,
             call,
@@ -88,8 +94,13 @@ def measure_case(case: Case, run: results.Run, peers: list[peer_module.Peer], ef
             budget=effort.budget,
             peer_budget=effort.peer_budget,
             pause=_PAUSE if case.threads > 1 else 0.0,
+            every={_ALONE},
             settle=lambda: pin(cores),
         )
+        kernels = explain(case, isa).isa
+    if _ALONE in seen.raised:
+        raise seen.raised[_ALONE]
+    alone = seen.peers.pop(_ALONE, [])
     for name, times in seen.peers.items():
         found[name] = replace(found[name], rounds=times)
     for name, problem in seen.raised.items():
@@ -104,13 +115,24 @@ def measure_case(case: Case, run: results.Run, peers: list[peer_module.Peer], ef
             limits=seen.limits,
             target=target(case),
             peers=found,
+            isa=kernels,
+            roofline=probe.times,
+            alone=alone,
         )
     )
 
 
+def _checked(case: Case, data: Data, expected: Expected) -> tuple[float, Callable[[], object]]:
+    """Return the error of our call, made once, and the call."""
+    out = make_out(case, data)
+    call = our_call(case, data, out)
+    call()
+    return error(expected, out), call
+
+
 def survey(run: results.Run, cases: list[Case]) -> None:
     """Add all arithmetic probes, for each number of threads that `cases` use, to `run`."""
-    for threads in sorted({case.threads for case in cases}):
+    for threads in sorted({case.threads for case in cases if case.kind != "memory"}):
         with pinned(threads):
             run.probes.append(probe_arithmetic(threads, run.environment["isa"]))
 
@@ -154,8 +176,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) -> int:
-    # A file or a pipe has no width of its own; the whole table fits this one.
-    console = Console() if sys.stdout.isatty() else Console(width=130)
+    # A file or a pipe has no width of its own; the tables fit this one.
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     peers, absent = peer_module.load(args.peers)
     environment = describe(get_isa())
     environment["versions"].update({peer.name: peer.version for peer in peers})
@@ -171,6 +193,10 @@ def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) 
     bar = Progress(
         *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
     )
+    for case in cases:
+        if why := missing(case, args.isa):
+            outcome.left_out[case.name] = why
+    cases = [case for case in cases if case.name not in outcome.left_out]
     survey(outcome, cases)
     with bar as progress:
         task = progress.add_task("", total=len(cases))
@@ -178,9 +204,13 @@ def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) 
             progress.update(task, description=case.name, refresh=True)
             if not console.is_terminal:
                 print(case.name, file=sys.stderr, flush=True)
-            measure_case(case, outcome, peers, _EFFORT[level])
+            if case.kind == "memory":
+                outcome.memory.append(measure_memory(case, get_isa()))
+            else:
+                measure_case(case, outcome, peers, _EFFORT[level], args.isa)
             progress.advance(task)
     survey(outcome, cases)
+    outcome.goals.extend(judge(outcome))
     path = args.json or results.default_path(outcome)
     results.save(outcome, path)
     print_report(outcome, console)

@@ -121,9 +121,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cache-dtype",
-        choices=("float32", "float16", "bfloat16"),
+        choices=("float32", "float16", "bfloat16", "int8"),
         default="float16",
-        help="what the KV cache stores; float32 doubles its memory and its traffic (default: float16)",
+        help="what the KV cache stores; float32 doubles its memory and its traffic, int8 nearly halves them "
+        "(default: float16)",
     )
     parser.add_argument(
         "--threads",

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,79 +26,14 @@ from numpy.typing import NDArray
 from ..cache import KVCache
 from .errors import ModelError
 from .gguf import ModelFile
+from .sizes import Config
 
 __all__ = ["Config", "Llama", "Session"]
 
 FloatArray = NDArray[np.float32]
 
-_ARCHITECTURE = "llama"
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Sizes of a model, read from the metadata of its file and checked against one another."""
-
-    layers: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope_dim: int
-    rope_base: float
-    norm_epsilon: float
-    vocab_size: int
-    context: int
-
-    @classmethod
-    def from_file(cls, file: ModelFile) -> Config:
-        """Read the sizes.
-
-        Raises
-        ------
-        ModelError
-            Another architecture, a variant of this one that is not supported, or sizes that do not fit
-            together.
-        """
-        architecture = file.scalar("general.architecture", str)
-        if architecture != _ARCHITECTURE:
-            raise ModelError(
-                f"{file.path}: architecture {architecture!r} is not supported (only {_ARCHITECTURE!r})"
-            )
-        if file.scalar("llama.expert_count", int, 0) > 0:
-            raise ModelError(f"{file.path}: mixtures of experts are not supported")
-        scaling = file.scalar("llama.rope.scaling.type", str, "none")
-        if scaling != "none":
-            raise ModelError(f"{file.path}: RoPE scaling of type {scaling!r} is not supported")
-        hidden = file.scalar("llama.embedding_length", int)
-        heads = file.scalar("llama.attention.head_count", int)
-        if heads < 1 or hidden < 1:
-            raise ModelError(f"{file.path}: {heads} heads over a hidden size of {hidden}")
-        head_dim = file.scalar("llama.attention.key_length", int, hidden // heads)
-        config = cls(
-            layers=file.scalar("llama.block_count", int),
-            hidden=hidden,
-            feed_forward=file.scalar("llama.feed_forward_length", int),
-            heads=heads,
-            kv_heads=file.scalar("llama.attention.head_count_kv", int, heads),
-            head_dim=head_dim,
-            rope_dim=file.scalar("llama.rope.dimension_count", int, head_dim),
-            rope_base=file.scalar("llama.rope.freq_base", float, 10000.0),
-            norm_epsilon=file.scalar("llama.attention.layer_norm_rms_epsilon", float),
-            vocab_size=len(file.strings("tokenizer.ggml.tokens")),
-            context=file.scalar("llama.context_length", int),
-        )
-        sizes = (config.layers, config.feed_forward, config.kv_heads, config.head_dim, config.context)
-        if (
-            min(sizes) < 1
-            or config.heads % config.kv_heads
-            or not 0 < config.rope_dim <= config.head_dim
-            or config.rope_dim % 2
-            or file.scalar("llama.attention.value_length", int, config.head_dim) != config.head_dim
-            or config.rope_base <= 0
-        ):
-            raise ModelError(f"{file.path}: the sizes in the metadata do not fit together ({config})")
-        return config
+# Positions scored at a time: their logits, for a vocabulary of 50,000, take 25 MB.
+_SCORED_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +165,7 @@ class Session:
     num_threads : int, optional
         Threads of the attention; None for the library's own choice. The BLAS has a setting of its own.
     cache_dtype : dtype
-        What keys and values are stored in: float32, float16 or bfloat16.
+        What keys and values are stored in: float32, float16, bfloat16 or int8.
     chunk : int
         How many tokens of a prompt go through the layers at a time.
 
@@ -303,6 +239,55 @@ class Session:
         -----
         Whatever is raised, an interruption included, the session is left as it was before the call.
         """
+        x = self._x
+        with self._all_or_nothing():
+            for x in self._chunks(self._ids(tokens), progress):  # noqa: B007 - the last one is what counts
+                pass
+        last = self._normalise(x[-1:])[0]
+        last *= self.model.norm
+        np.dot(self.model.head, last, out=self._logits)
+        return self._logits
+
+    def score(
+        self, tokens: Sequence[int] | NDArray[np.int64], progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """Take tokens into the sequence and say how likely the model held each of them to be.
+
+        Parameters
+        ----------
+        tokens, progress
+            As in `forward`.
+
+        Returns
+        -------
+        ndarray
+            float64 (S - 1,): the natural logarithm of the probability of every token but the first, given all
+            before it, those of earlier calls included.
+
+        Raises
+        ------
+        ValueError
+            As `forward`; and likewise the session is then as it was.
+        """
+        ids = self._ids(tokens)
+        scores = np.empty(ids.size - 1)
+        start = 0
+        with self._all_or_nothing():
+            for x in self._chunks(ids, progress):
+                following = ids[start + 1 : start + 1 + len(x)]
+                for at in range(0, len(following), _SCORED_ROWS):
+                    targets = following[at : at + _SCORED_ROWS]
+                    rows = self._normalise(x[at : at + len(targets)])
+                    rows *= self.model.norm
+                    logits = np.dot(rows, self.model.head.T)  # (rows, vocab)
+                    logits -= logits.max(axis=1, keepdims=True)
+                    chosen = logits[np.arange(len(targets)), targets].astype(np.float64)
+                    total = np.exp(logits, out=logits).sum(axis=1, dtype=np.float64)
+                    scores[start + at : start + at + len(targets)] = chosen - np.log(total)
+                start += len(x)
+        return scores
+
+    def _ids(self, tokens: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         ids = np.asarray(tokens, dtype=np.int64)
         if ids.ndim != 1 or ids.size == 0:
             raise ValueError(f"tokens: expected at least one, in one axis; got shape {ids.shape}")
@@ -312,22 +297,29 @@ class Session:
             raise ValueError(
                 f"{self.position} + {ids.size} tokens do not fit the context of {self.context} tokens"
             )
-        x, before = self._x, self.position
+        return ids
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Put the position back when the block raises.
+
+        Interrupted half-way through the layers, the caches would no longer agree with one another.
+        """
+        before = self.position
         try:
-            for start in range(0, ids.size, self._chunk):
-                x = self._layers(ids[start : start + self._chunk])
-                if progress is not None:
-                    progress(min(start + self._chunk, ids.size))
+            yield
         except BaseException:
-            # Interrupted half-way through the layers: the caches would no longer agree with one another.
             for cache in self._caches:
                 cache.truncate(before)
             self.position = before
             raise
-        last = self._normalise(x[-1:])[0]
-        last *= self.model.norm
-        np.dot(self.model.head, last, out=self._logits)
-        return self._logits
+
+    def _chunks(self, ids: NDArray[np.int64], progress: Callable[[int], None] | None) -> Iterator[FloatArray]:
+        """Yield the residual stream (rows, hidden) of one chunk after the other, in one buffer."""
+        for start in range(0, ids.size, self._chunk):
+            yield self._layers(ids[start : start + self._chunk])
+            if progress is not None:
+                progress(min(start + self._chunk, ids.size))
 
     def _layers(self, ids: NDArray[np.int64]) -> FloatArray:
         """Run one chunk (S,) through all layers; return the residual stream (S, hidden)."""

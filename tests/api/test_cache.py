@@ -10,6 +10,7 @@ import pytest
 
 import fastattention
 from fastattention import KVCache
+from fastattention.cache_contiguous import Contiguous
 
 B, HQ, HKV, D, DV = 2, 4, 2, 8, 5
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
@@ -146,6 +147,27 @@ def test_truncate_and_reset():
             c.truncate(wrong)
 
 
+def test_free_empties_one_sequence():
+    k, v = tokens(6)
+    c = cache()
+    c.append(k, v)
+    c.free(0)
+    assert c.lengths.tolist() == [0, 6]
+    c.append(k[:, :, :2], v[:, :, :2])
+    assert c.lengths.tolist() == [2, 8]
+    np.testing.assert_array_equal(c.keys[0, :, :2], k[0, :, :2])
+    for wrong, error in ((2, ValueError), (-1, ValueError), (0.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="sequence: expected"):
+            c.free(wrong)
+    assert c.lengths.tolist() == [2, 8]
+
+
+def test_nothing_of_pages_and_scales():
+    c = cache()
+    assert (c.page_size, c.max_pages, c.pages_in_use, c.block_table) == (None, None, None, None)
+    assert (c.key_scales, c.value_scales) == (None, None)
+
+
 def test_views_are_read_only_and_lengths_a_copy():
     c = cache()
     c.append(*tokens(3))
@@ -154,7 +176,7 @@ def test_views_are_read_only_and_lengths_a_copy():
     c.lengths[:] = 99
     assert c.lengths.tolist() == [3, 3]
     with pytest.raises(ValueError, match="out: shares memory with k"):
-        c.attend(queries(3)[:, :HKV], out=c._k[:, :, :3, :DV])
+        c.attend(queries(3)[:, :HKV], out=c._storage.planes[0][:, :, :3, :DV])
 
 
 def test_it_fills_to_the_last_token_and_no_further():
@@ -226,10 +248,10 @@ def test_running_out_of_memory_changes_nothing(monkeypatch):
     c.append(*tokens(60))
     before = state(c)
 
-    def refuse(capacity):
+    def refuse(self, capacity):
         raise MemoryError
 
-    monkeypatch.setattr(KVCache, "_buffers", lambda self, capacity: refuse(capacity))
+    monkeypatch.setattr(Contiguous, "_allocate", refuse)
     with pytest.raises(MemoryError):
         c.append(*tokens(60))
     assert same_state(before, state(c))
@@ -246,11 +268,17 @@ def test_running_out_of_memory_changes_nothing(monkeypatch):
         ({"max_length": 0}, ValueError, "max_length: expected 1 to"),
         ({"max_length": 2**31}, ValueError, "max_length: .*got 2147483648"),
         ({"max_length": None}, TypeError, "max_length: expected an integer, got NoneType"),
-        ({"dtype": np.float64}, TypeError, "dtype: expected float32, float16 or bfloat16"),
+        ({"dtype": np.float64}, TypeError, "dtype: expected float32, float16, bfloat16 or int8"),
         ({"dtype": None}, TypeError, "dtype: expected"),
         ({"dtype": ">f4"}, TypeError, "dtype: expected .*native"),
         ({"dtype": "float7"}, TypeError, "dtype: expected .*'float7'"),
-        ({"page_size": 16}, ValueError, "page_size: only contiguous caches"),
+        ({"dtype": np.uint8}, TypeError, "dtype: expected .*or int8.*uint8"),
+        ({"page_size": 4}, ValueError, "page_size: expected a power of two from 8 to 1024, got 4"),
+        ({"page_size": 24}, ValueError, "page_size: .*got 24"),
+        ({"page_size": 2048}, ValueError, "page_size: .*got 2048"),
+        ({"page_size": 16.0}, TypeError, "page_size: expected None or a power of two, got float"),
+        ({"max_pages": 3}, ValueError, "max_pages: only with a page_size, got 3"),
+        ({"page_size": 16, "max_pages": 0}, ValueError, "max_pages: expected 1 to .*got 0"),
     ],
 )
 def test_bad_construction(wrong, error, message):
@@ -287,15 +315,15 @@ def test_bad_queries():
 def test_growth_copies_a_constant_number_of_times(monkeypatch):
     # Count the tokens that growth copies while 4096 are appended one by one: fewer than all of them, once.
     copied = []
-    reserve = KVCache._reserve
+    reserve = Contiguous.reserve
 
-    def counting(self, length):
-        before = self._k
-        reserve(self, length)
-        if self._k is not before:
-            copied.append(self._longest)
+    def counting(self, lengths, longest, held):
+        before = self.planes
+        reserve(self, lengths, longest, held)
+        if self.planes is not before:
+            copied.append(held)
 
-    monkeypatch.setattr(KVCache, "_reserve", counting)
+    monkeypatch.setattr(Contiguous, "reserve", counting)
     c = KVCache(1, 1, 1, dtype=np.float16, max_length=10_000)
     one = np.ones((1, 1, 1, 1), np.float16)
     for _ in range(4096):

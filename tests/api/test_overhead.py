@@ -49,6 +49,13 @@ if __name__ == "__main__":
     options = [None] * 8  # window ... q_offset
     cache = fastattention.KVCache(1, 1, 64, dtype=np.float32, max_length=64)
     cache.append(k, v)
+    one = np.ones((1, 3, 1, 64), np.float32)
+    appends = {}
+    for dtype in ("float32", "float16", "int8"):
+        for page_size in (None, 16):
+            kept = fastattention.KVCache(1, 3, 64, dtype=dtype, max_length=10**6, page_size=page_size)
+            name = f"append one token, {dtype}{', pages' if page_size else ''}"
+            appends[name] = lambda kept=kept: kept.append(one, one)
     for name, call in {
         "nothing (the clock)": lambda: None,
         "attention": lambda: fastattention.attention(q, k, v, num_threads=1),
@@ -60,6 +67,7 @@ if __name__ == "__main__":
             q, k, v, out, scale=0.125, isa=fastattention.get_isa()
         ),
         "KVCache.attend": lambda: cache.attend(q, num_threads=1),
+        **appends,
     }.items():
         median, fastest = measure(call)
-        print(f"{name:<30} median {median:6.2f} us, fastest {fastest:6.2f} us")
+        print(f"{name:<34} median {median:6.2f} us, fastest {fastest:6.2f} us")

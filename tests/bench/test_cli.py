@@ -100,7 +100,7 @@ def test_wrong_output_is_an_error(
     def zeros(*arrays: object, out: object, **options: object) -> None:
         out[...] = 0  # type: ignore[index]
 
-    monkeypatch.setattr("fastattention.bench.run.attention", zeros)
+    monkeypatch.setattr("fastattention.bench.calls.attention", zeros)
     assert run("bench", *FAST, "--json", str(tmp_path / "out.json")) == 1
     assert "WRONG, not timed: decode/float32/full" in capsys.readouterr().out
     assert results.load(tmp_path / "out.json").rows == []

@@ -1,27 +1,29 @@
-"""What is wrong is not timed, and the limits are real."""
+"""What is wrong is not timed, and who takes turns with ours."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fastattention.cpu_kernels import available_isas
 
 import fastattention
-from fastattention.bench import limits, measure, peers, results
-from fastattention.bench.cases import Case, Data, make_data
-from fastattention.bench.limits import choose_probe, probe_arithmetic, probe_read
-from fastattention.bench.run import Effort, measure_case, our_call
+from fastattention.bench import measure, peers, results
+from fastattention.bench.calls import make_out, our_call
+from fastattention.bench.cases import Case
+from fastattention.bench.data import Data, make_data
+from fastattention.bench.plan import explain
+from fastattention.bench.run import Effort, measure_case
 
 CASE = Case("prefill", "float32", q_heads=4, kv_heads=2, q_len=24, k_len=40, head_dim=16, causal=True)
 
 
 def right(case: Case, data: Data) -> np.ndarray:
-    out = np.full_like(data.q, np.nan)
+    out = make_out(case, data)
     our_call(case, data, out)()
     return out
 
@@ -93,81 +95,6 @@ def test_pinned_restores_affinity() -> None:
     assert os.sched_getaffinity(0) == before
 
 
-def test_limits_are_positive_and_ordered() -> None:
-    for isa in available_isas():
-        found = probe_arithmetic(1, isa, seconds=0.02)
-        assert found.fma_gflops > 0.1, isa
-        assert found.bf16_dot_gflops >= 0
-        assert found.int8_dot_gops >= 0
-
-
-def test_probe_of_a_missing_isa_is_not_invented() -> None:
-    with pytest.raises(ValueError, match="avx1024"):
-        probe_arithmetic(1, "avx1024")
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_read_probe(threads: int) -> None:
-    buffer = np.ones(1 << 20, dtype=np.float32)
-    for way in range(limits.READ_WAYS):
-        assert 0.01 < probe_read(buffer, threads, way) < 1e5
-    assert probe_read(buffer[1:2001], threads, 0, repeats=2) > 0  # not aligned to a line
-    assert probe_read(buffer[:8], threads, 0) == 0  # less than a line for each
-    for way in (-1, limits.READ_WAYS):
-        with pytest.raises(ValueError, match=f"got {way}"):
-            probe_read(buffer, threads, way)
-
-
-def test_decode_is_judged_by_the_fastest_way_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
-
-    def fake(buffer: np.ndarray, threads: int, way: int, repeats: int = 1) -> float:
-        asked.append((way, repeats))
-        if way == 5:
-            return 20.0 if asked.count((5, 1)) > 1 else 5.0  # somebody else, in the first sweep
-        return 10.0 + 0.1 * way
-
-    monkeypatch.setattr(limits, "probe_read", fake)
-    case = Case("decode", "float32", 4, 2, 1, 4096, 64)
-    data = make_data(case)
-    probe = choose_probe(case, data.kv, fastattention.get_isa())
-    assert probe.name == "read"
-    assert {way for way, _ in asked} == set(range(limits.READ_WAYS))
-    assert [probe.measure(), probe.measure()] == [20.0, 20.0]
-    (way, repeats), again = asked[-2:]
-    assert again == (way, repeats)
-    assert way == 5
-    assert repeats * data.kv.nbytes / 20e9 == pytest.approx(0.03, rel=0.1)  # seconds
-
-
-@pytest.mark.parametrize(
-    ("dtype", "isa", "dot", "name"),
-    [
-        ("float32", "avx512", 900.0, "avx512 FMA"),
-        ("float16", "avx512", 900.0, "avx512 FMA"),
-        ("bfloat16", "avx512", 900.0, "bf16 dot"),
-        ("bfloat16", "avx512", 50.0, "avx512 FMA"),  # there is one, but it is slow
-        ("bfloat16", "avx512", 0.0, "avx512 FMA"),
-        ("bfloat16", "avx2", 900.0, "avx2 FMA"),
-        ("bfloat16", "baseline", 900.0, "baseline mul+add"),
-    ],
-)
-def test_prefill_is_judged_by_the_fastest_arithmetic(
-    dtype: str, isa: str, dot: float, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "_fma", lambda threads, isa, seconds: 100.0)
-    monkeypatch.setattr(limits, "_bf16_dot", lambda threads, seconds: dot)
-    case = Case("prefill", dtype, 4, 2, 24, 40, 16)
-    probe = choose_probe(case, make_data(case).kv, isa)
-    assert (probe.name, probe.measure()) == (name, dot if name == "bf16 dot" else 100.0)
-
-
-@pytest.mark.parametrize("kind", ["prefill", "decode"])
-def test_probes_run(kind: str) -> None:
-    case = Case(kind, "bfloat16", 4, 2, 1, 4096, 64)
-    assert choose_probe(case, make_data(case).kv, fastattention.get_isa()).measure() > 0.01
-
-
 class FakePeer:
     """A library made of functions from data to output."""
 
@@ -233,6 +160,48 @@ def test_fastest_right_way_is_timed() -> None:
     assert [len(times) for times in result.rounds] == [1, 1, 1]
     assert calls[1] == 1  # checked once, never timed
     assert calls[0] == 1  # so much slower that one call told
+
+
+@pytest.mark.skipif(len(measure.process_cores()) < 2, reason="this process has one core")
+def test_two_threads_take_turns_with_one() -> None:
+    run = results.Run("", {"isa": fastattention.get_isa()}, {})
+    case = replace(CASE, threads=2)
+    measure_case(case, run, [FakePeer(right)], Effort(rounds=3, budget=0.003, peer_budget=0.0))
+    (row,) = run.rows
+    assert [len(row.rounds), len(row.alone)] == [3, 3]
+    assert row.speedup == pytest.approx(
+        np.median([np.median(a) / np.median(r) for a, r in zip(row.alone, row.rounds, strict=True)])
+    )
+    assert list(row.peers) == ["Fake"]
+
+
+def test_a_forced_row_says_whose_kernels_ran_and_leaves_the_peers_out() -> None:
+    run = results.Run("", {"isa": fastattention.get_isa()}, {})
+    before = fastattention.get_isa()
+    peer = FakePeer(right)
+    effort = Effort(rounds=2, budget=0.001, peer_budget=0.0)
+    measure_case(replace(CASE, isa="baseline"), run, [peer], effort)
+    measure_case(CASE, run, [peer], effort)
+    forced, usual = run.rows
+    assert (forced.isa, forced.limit_name, forced.peers) == ("baseline", "baseline mul+add", {})
+    assert peer.calls[0] > 0
+    assert usual.isa == explain(CASE, before).isa
+    assert usual.peers["Fake"].status == "ok"
+    assert fastattention.get_isa() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({}, True),
+        ({"page_size": 8}, False),
+        ({"dtype": "int8"}, False),
+        ({"isa": "avx2"}, False),
+        ({"batch": 2}, True),
+    ],
+)
+def test_what_other_libraries_are_asked(changes: dict[str, object], asked: bool) -> None:
+    assert peers.comparable(replace(CASE, **changes)) is asked  # type: ignore[arg-type]
 
 
 def test_way_with_a_slow_start_is_timed() -> None:
@@ -307,6 +276,9 @@ def test_missing_peers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Case("decode", "float32", 8, 2, 1, 64, 64),
         Case("decode", "float16", 8, 2, 1, 64, 64),
         Case("prefill", "bfloat16", 4, 4, 40, 40, 32, causal=True),
+        Case("prefill", "float32", 4, 4, 40, 40, 32, v_dim=16),
+        Case("decode", "float32", 8, 2, 1, 64, 64, batch=3),
+        Case("decode", "float32", 8, 8, 4, 64, 64, batch=2),
     ],
     ids=lambda case: case.name,
 )

@@ -188,6 +188,14 @@ def test_a_slow_peer_has_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(turns) for turns in seen.peers.values()] == [1, 3]
     assert len(seen.ours) == 3
     assert rounds.ratios(seen.ours, seen.peers["slow"]) == pytest.approx([50.0])
+    seen = rounds.take_turns(
+        lambda: 1.0, taking(0.1), peers, count=3, budget=0.9, peer_budget=0.3, every={"slow"}
+    )
+    assert [len(turns) for turns in seen.peers.values()] == [3, 3]
+    seen = rounds.take_turns(
+        lambda: 1.0, taking(0.1), peers, count=3, budget=0.9, peer_budget=0.3, every=peers
+    )
+    assert [len(turn) for turn in seen.peers["quick"]] == [3, 3, 3]  # our budget, not a peer's
 
 
 def test_what_a_turn_leaves_behind_is_undone_before_the_next() -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,9 @@ import pytest
 
 from fastattention.bench import results
 from fastattention.bench.cases import Case
+from fastattention.bench.memory import Memory
+from fastattention.bench.rows import select
+from fastattention.bench.targets import judge
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -94,7 +98,7 @@ def test_readme_links_to_files_that_exist() -> None:
 def sample_run(date: str = "2026-01-02T03:04:05+00:00") -> results.Run:
     # The medians of all calls say 90.9 GFLOP/s and 2.27 times; the rounds, which count, 80 % and 2.5 times.
     prefill = results.Row(
-        case=Case("prefill", "float32", 8, 2, 4096, 4096, 128, causal=True),
+        case=Case("prefill", "float32", 8, 8, 4096, 4096, 128, causal=True),
         useful_flops=10**9,
         error=1e-7,
         rounds=[[0.010], [0.011, 0.011, 0.011], [0.0125]],
@@ -125,7 +129,12 @@ def sample_run(date: str = "2026-01-02T03:04:05+00:00") -> results.Run:
         "compiler": "gcc 12",
         "versions": {"fastattention": "0.1.0", "numpy": np.__version__},
     }
-    return results.Run(date=date, environment=environment, options={}, rows=[prefill, short])
+    memory = Case("memory", "float32", 8, 8, 131072, 131072, 128, causal=True, threads=2)
+    run = results.Run(date=date, environment=environment, options={}, rows=[prefill, short])
+    run.memory.append(Memory(memory, 2**20, 2 * 2**20, 10 * 2**20, "how"))
+    run.left_out.update({"a/b": "no such unit", "a/c": "no such unit"})
+    run.goals.extend(judge(run))
+    return run
 
 
 def write_readme(folder: Path) -> Path:
@@ -136,7 +145,7 @@ def write_readme(folder: Path) -> Path:
 
 
 def test_update_readme_knows_the_schema_of_the_benchmark() -> None:
-    assert load_script().SCHEMA == results.SCHEMA
+    assert load_script().SCHEMAS == results.READABLE
 
 
 def test_update_readme_fills_in_the_newest_run(tmp_path: Path) -> None:
@@ -155,10 +164,56 @@ def test_update_readme_fills_in_the_newest_run(tmp_path: Path) -> None:
     assert text.endswith("\nAfter\n")
     assert "old" not in text
     assert "A Processor, 2 of 4 cores, instruction set avx2, gcc 12; 2026-01-02; fastattention 0.1.0" in text
-    row = "| float32 | causal | 8/2 | 128 | 4096 | 1 | 11 | 90.9 | 80 % | ±2 % | 2.50× | wrong | none |"
-    assert row in text
-    assert "| of limit | spread | PyTorch | ONNX Runtime | OpenVINO |" in text
-    assert "bfloat16" not in text, "rows shorter than 4096 keys stay out of the README"
+    row = "| float32 | causal | 8 | 128 | 4096 | 1 | 11 | 90.9 | 80 % of FMA | ±2 % | 70 % met, 2.3× met "
+    assert row + "| 2.50× | wrong | none |" in text
+    assert "| of limit | spread | target | PyTorch | ONNX Runtime | OpenVINO |" in text
+    assert "bfloat16" not in text, "the README shows a dozen rows, of 4096 keys or more"
+    assert "Targets: 2 of 3 met, over all rows." in text
+    assert "(131072 keys, 2 threads): planned 2.00 MiB a thread, measured 5.00." in text
+    assert "Not on this machine: 2 rows; no such unit." in text
+
+
+def test_update_readme_reads_files_from_before_there_were_targets(tmp_path: Path) -> None:
+    script = load_script()
+    run = sample_run()
+    run.goals.clear()
+    run.memory.clear()
+    run.left_out.clear()
+    content = json.loads(json.dumps(results.to_json(run)))
+    content["schema"] = 2
+    for name in ("goals", "memory", "left_out"):
+        del content[name]
+    for row in content["rows"]:
+        for name in ("batch", "v_dim", "page_size", "isa"):
+            del row["case"][name]
+        for name in ("isa", "roofline", "alone"):
+            del row[name]
+    (tmp_path / "bench-old.json").write_text(json.dumps(content), encoding="utf-8")
+    text = script.section(script.newest(tmp_path))
+    assert "| 11 | 90.9 | 80 % of FMA | ±2 % | 2.50× | wrong | none |" in text
+    assert "arget" not in text
+    assert results.load(tmp_path / "bench-old.json") == run
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "full"),
+        ({"window": (1024, 0), "causal": True}, "window of 1025"),
+        ({"mask": "bool"}, "bool mask"),
+        ({"batch": 8, "q_len": 4}, "full, batch of 8, 4 queries"),
+        ({"page_size": 16, "isa": "avx2"}, "full, pages of 16, by avx2"),
+    ],
+)
+def test_rows_are_labelled(changes: dict[str, object], words: str) -> None:
+    case = replace(Case("decode", "float32", 32, 8, 1, 4096, 128), **changes)
+    assert load_script().label(asdict(case)) == words
+
+
+def test_the_readme_shows_about_a_dozen_rows_of_each_kind() -> None:
+    shown = [case.kind for case in select(2) if load_script().headline(asdict(case))]
+    assert 9 <= shown.count("prefill") <= 13
+    assert 9 <= shown.count("decode") <= 14
 
 
 def test_update_readme_without_results_says_so(tmp_path: Path) -> None:

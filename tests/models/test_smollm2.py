@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 
+from fastattention.bench.perplexity import perplexity
 from fastattention.models import generate
 from fastattention.models.chat import render
 from fastattention.models.gguf import ModelFile
@@ -63,13 +65,24 @@ def test_golden_answers(model: Llama, tokenizer: Tokenizer, prompt: str) -> None
     assert greedy(Session(model, context=64), tokenizer.encode(prompt), 32) == GOLDEN[prompt]
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [("reference", "float32"), ("cpu", "float16")])
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("reference", "float32"), ("cpu", "float16"), ("cpu", "int8")]
+)
 def test_other_attention_gives_the_same_answer(
     model: Llama, tokenizer: Tokenizer, backend: str, dtype: str
 ) -> None:
     prompt = "def fibonacci(n):\n"
     session = Session(model, context=64, backend=backend, cache_dtype=dtype)
     assert greedy(session, tokenizer.encode(prompt), 16) == GOLDEN[prompt][:16]
+
+
+def test_int8_costs_less_than_one_percent_of_perplexity(model: Llama, tokenizer: Tokenizer) -> None:
+    """A short text; ``fastattention bench --perplexity`` takes a long one."""
+    tokens = tokenizer.encode(topics["execmodel"])[:400]
+    exact, rounded = (perplexity(model, tokens, dtype, chunk=128) for dtype in ("float32", "int8"))
+    assert 2 < exact < 40, "this is no text, or no model"
+    assert exact != rounded
+    assert abs(rounded / exact - 1) < 0.01
 
 
 # Tokens that llama.cpp gives.

@@ -1,0 +1,64 @@
+"""Which kernels a call gets: the fastest set of the machine, and within it those that serve the call."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastattention
+from fastattention import cpu_kernels
+from fastattention.cpu_kernels._native import lib
+
+AVAILABLE = cpu_kernels.available_isas()
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def _kernels(isa: str, rows: int, q_dtype: np.dtype, kv_dtype: np.dtype) -> str:
+    q = np.zeros((1, 1, rows, 64), q_dtype)
+    k = np.zeros((1, 1, 100, 64), kv_dtype)
+    scales = np.zeros((1, 1, 100), np.float32) if kv_dtype == np.int8 else None
+    plan = cpu_kernels.explain(q, k, k, q, scale=0.1, isa=isa, k_scales=scales, v_scales=scales)
+    return str(plan["isa"])
+
+
+def test_the_default_is_the_newest_set_that_is_no_slower() -> None:
+    slow = "avx512_bf16" if not lib.fa_bf16_dot_is_faster() else ""
+    assert cpu_kernels.default_isa() == [isa for isa in AVAILABLE if isa != slow][-1]
+
+
+@pytest.mark.skipif("avx512_bf16" not in AVAILABLE, reason="this machine or this build lacks avx512_bf16")
+def test_dot_products_of_bfloat16_are_judged_by_their_rate() -> None:
+    dot = lib.fa_probe_bf16_dot_gflops(0.05)
+    fma = lib.fa_probe_fma_gflops(cpu_kernels.ISAS.index("avx512"), 0.05)
+    if not 0.9 < dot / fma < 1.5:  # nearer to the bound of 1.2 two measurements may differ
+        assert bool(lib.fa_bf16_dot_is_faster()) == (dot > 1.2 * fma)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa not in ("avx512_bf16", "amx")])
+def test_a_set_without_pairs_runs_everything_itself(isa: str) -> None:
+    for rows in (1, 4, 9, 17, 100):
+        for kv_dtype in (np.dtype(np.float32), np.dtype(np.float16), BF16, np.dtype(np.int8)):
+            q_dtype = np.dtype(np.float32) if kv_dtype == np.int8 else kv_dtype
+            assert _kernels(isa, rows, q_dtype, kv_dtype) == isa
+
+
+@pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa in ("avx512_bf16", "amx")])
+def test_pairs_multiply_bfloat16_and_leave_the_rest(isa: str) -> None:
+    float32, float16 = np.dtype(np.float32), np.dtype(np.float16)
+    assert _kernels(isa, 100, BF16, BF16) == isa
+    assert _kernels(isa, 100, float32, float32) == "avx512"
+    assert _kernels(isa, 100, float16, float16) == "avx512"
+    assert _kernels(isa, 100, float32, BF16) == "avx512"  # rounding such queries would lose digits
+    assert _kernels(isa, 1, float32, float32) == "avx512"
+
+
+def test_explain_says_whose_kernels_run_and_why() -> None:
+    if "amx" not in AVAILABLE:
+        pytest.skip("this machine or this build lacks amx")
+    fastattention.set_isa("amx")
+    try:
+        x = np.zeros((1, 1, 100, 64), np.float32)
+        assert "avx512" in str(fastattention.explain(x, x, x))
+    finally:
+        fastattention.set_isa(None)

@@ -28,7 +28,7 @@ struct TileDecodeSpace {
     Arena arena = {static_cast<char *>(memory), 0};
     const int64_t keys = round_up(tiles.key_tile, 64), line = p.kv_dtype == FA_INT8 ? 64 : 32;
     k_steps = round_up(p.head_dim, line) / line;
-    column_groups = round_up(p.v_dim, COLUMNS) / COLUMNS;
+    column_groups = round_up(p.v_dim, VALUE_COLUMNS) / VALUE_COLUMNS;
     row_groups = (tiles.item_rows + MOST_ROWS_A_TILE - 1) / MOST_ROWS_A_TILE;
     rows_a_tile = (tiles.item_rows + row_groups - 1) / row_groups;
     q_tiles = pieces_of_query(p) == 1 ? 1 : row_groups;
@@ -43,7 +43,7 @@ struct TileDecodeSpace {
     sums = arena.take<float>(q_tiles * keys * W);
     scores = arena.take<float>(tiles.item_rows * score_stride);
     output = arena.take<float>(outputs * W * W);
-    row = arena.take<float>(maximum(round_up(p.head_dim, 64), column_groups * COLUMNS));
+    row = arena.take<float>(maximum(round_up(p.head_dim, 64), column_groups * VALUE_COLUMNS));
     scales = arena.take<float>(keys);
     bytes = arena.used;
   }
@@ -69,7 +69,7 @@ struct TileDecoder {
   const int64_t rows;
   const int pieces;  // of a query
   int64_t end;
-  RowsAhead k_ahead, v_ahead;
+  KvAhead k_ahead, v_ahead;
   RowState state[AMX_DECODE_ROWS];
   float factors[AMX_DECODE_ROWS];  // of scores
   float units[AMX_DECODE_ROWS];  // of products
@@ -86,8 +86,8 @@ struct TileDecoder {
         v_scales(value_scales(p, seq, item.kv_head)),
         rows(item.rows),
         pieces(TileDecodeSpace::pieces_of_query(p)),
-        k_ahead{k, space.k_steps, 0, 0},
-        v_ahead{v, (p.v_dim + LINE_ELEMENTS<T> - 1) / LINE_ELEMENTS<T>, 0, 0} {}
+        k_ahead{{k, 0}, space.k_steps, 0},
+        v_ahead{{v, 0}, (p.v_dim + LINE_ELEMENTS<T> - 1) / LINE_ELEMENTS<T>, 0} {}
 
   int64_t keys_at(int64_t key) const { return minimum(tiles.key_tile, end - key); }
   int64_t weight_step() const { return space.row_groups * WEIGHT_TILES<T> * TILE_BYTES; }
@@ -168,12 +168,12 @@ struct TileDecoder {
   }
 
   void multiply(int64_t key) {
-    constexpr int64_t LINES = COLUMNS / LINE_ELEMENTS<T>;
+    constexpr int64_t LINES = VALUE_COLUMNS / LINE_ELEMENTS<T>;
     const int64_t keys = keys_at(key), blocks = (keys + W - 1) / W;
     for (int64_t c = 0; c < space.column_groups; ++c) {
       KvTile at[AMX_MOST_KEYS / W] = {};
       if constexpr (sizeof(T) == 1)
-        lay_values(v, p.v_dim, c * COLUMNS, key, keys, space.copy, v_ahead, 4 / space.column_groups);
+        lay_values(v, p.v_dim, c * VALUE_COLUMNS, key, keys, space.copy, v_ahead, 4 / space.column_groups);
       else
         for (int64_t i = 0; i < blocks; ++i)
           at[i] = kv_tile<T>(v, p.v_dim, c * LINES, LINES, key + i * W, minimum<int64_t>(W, keys - i * W),
@@ -197,7 +197,7 @@ struct TileDecoder {
   void run(int64_t begin, int64_t past) {
     end = past;
     if (begin >= end) return;
-    k_ahead.key = v_ahead.key = begin;
+    k_ahead.walk.key = v_ahead.walk.key = begin;
     k_ahead.past = minimum(begin + tiles.key_tile, end);
     v_ahead.past = begin;
     score(begin);
@@ -260,7 +260,7 @@ inline void decode_tiles(const fa_problem &p, const Sequence &seq, const Item &i
           float sum = at[lane];
           if constexpr (sizeof(T) == 2)
             for (int piece = 1; piece < PIECES; ++piece) sum += at[piece * W + lane];
-          space.row[c * COLUMNS + column_of<T>(i, lane)] = finish.empty ? 0.0f : sum * finish.factor;
+          space.row[c * VALUE_COLUMNS + column_of<T>(i, lane)] = finish.empty ? 0.0f : sum * finish.factor;
         }
       }
     write_row(p, seq, item, r, space.row, finish.lse);

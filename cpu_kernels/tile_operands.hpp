@@ -18,7 +18,7 @@ template <class T>
 constexpr int WEIGHT_TILES = sizeof(T) == 1 ? 1 : 2;  // a tile of keys
 template <class T>
 constexpr int WEIGHT_KEYS = sizeof(T) == 1 ? 64 : 16;  // of a tile of weights
-constexpr int COLUMNS = 64;  // of the values, multiplied together: four tiles of sums
+constexpr int VALUE_COLUMNS = 64;  // of the values, multiplied together: four tiles of sums
 
 template <class T>
 struct TileSums {  // what the tiles of this type add up
@@ -29,15 +29,36 @@ struct TileSums<int8_t> {
   using Is = int32_t;
 };
 
-// Rows of K or of V to come, asked for few by few between other work, each once and in order.
-struct RowsAhead {
+// Rows one after the other. A row's place is looked up where a page begins only: a division for each row
+// would take longer than the work on it.
+struct RowWalk {
   const KvRows &rows;
+  int64_t key;
+  const char *at = nullptr;
+  int64_t left = 0;  // rows from here on that lie row_bytes apart
+
+  const char *next() {
+    if (left == 0) {
+      at = rows.at(key);
+      left = rows.run(key, INT64_MAX);
+    }
+    const char *const row = at;
+    ++key;
+    --left;
+    at += rows.row_bytes;
+    return row;
+  }
+};
+
+// Rows of K or of V to come, asked for few by few between other work, each once and in order.
+struct KvAhead {
+  RowWalk walk;
   const int64_t lines;  // of a row
-  int64_t key, past;
+  int64_t past;
 
   __attribute__((always_inline)) inline void fetch(int64_t count) {
-    for (const int64_t last = minimum(key + count, past); key < last; ++key) {
-      const char *const row = rows.at(key);
+    for (const int64_t last = minimum(walk.key + count, past); walk.key < last;) {
+      const char *const row = walk.next();
       for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(row + i * LINE, 0, 2);
     }
   }
@@ -169,7 +190,7 @@ struct FourSums {
 // A tile of 16 keys against one tile of queries: sums[key][column]. One accumulator is enough: each product
 // takes up the sums of the one before row by row.
 template <class T>
-inline void score_tile(const KvTile &k, const char *q, int64_t k_steps, float *sums, RowsAhead &ahead,
+inline void score_tile(const KvTile &k, const char *q, int64_t k_steps, float *sums, KvAhead &ahead,
                        int64_t share) {
   tile_zero<5>();
   for (int64_t s = 0; s < k_steps; ++s, q += TILE_BYTES) {
@@ -270,12 +291,12 @@ inline void interleave(const __m512i (&line)[4], __m512i (&out)[4]) {
 // 64 columns of the values [key, key + n), from `column` on, as four tiles of 64 values times 16 columns for
 // each 64 values; zeros behind the last value and the last column.
 inline void lay_values(const KvRows &source, int64_t dim, int64_t column, int64_t key, int64_t n, char *tiles,
-                       RowsAhead &ahead, int64_t share) {
+                       KvAhead &ahead, int64_t share) {
+  RowWalk walk = {source, key};
   for (int64_t j = 0; j < round_up(n, 64); j += 4) {
     __m512i line[4], out[4];
     for (int i = 0; i < 4; ++i)
-      line[i] = j + i < n ? load_line(reinterpret_cast<const int8_t *>(source.at(key + j + i)) + column,
-                                      dim - column)
+      line[i] = j + i < n ? load_line(reinterpret_cast<const int8_t *>(walk.next()) + column, dim - column)
                           : _mm512_setzero_si512();
     interleave(line, out);
     char *const to = tiles + j / 64 * 4 * TILE_BYTES + j % 64 / 4 * LINE;
@@ -285,7 +306,7 @@ inline void lay_values(const KvRows &source, int64_t dim, int64_t column, int64_
 }
 
 // Sums of 64 columns: P V over tiles of 16 keys, `step` bytes of weights each.
-inline void add_products(const char *weights, int64_t step, const KvTile *v, int64_t tiles, RowsAhead &ahead,
+inline void add_products(const char *weights, int64_t step, const KvTile *v, int64_t tiles, KvAhead &ahead,
                          int64_t share) {
   for (int64_t i = 0; i < tiles; ++i, weights += step) {
     ahead.fetch(share);

@@ -60,6 +60,11 @@ inline void copy_scales(const KvRows &scales, int64_t key, int64_t n, float *dst
   for (int64_t j = 0; j < n;) {
     const int64_t run = scales.run(key + j, n - j);
     const char *at = scales.at(key + j);
+    if (scales.row_bytes == sizeof(float)) {
+      std::memcpy(dst + j, at, static_cast<size_t>(run) * sizeof(float));
+      j += run;
+      continue;
+    }
     for (const int64_t end = j + run; j < end; ++j, at += scales.row_bytes)
       dst[j] = *reinterpret_cast<const float *>(at);
   }

@@ -65,9 +65,11 @@ const Kernels *choose_kernels(const fa_problem &p) {
   const Kernels *const wide = kernels_of(FA_ISA_AVX512);
   const int64_t rows = p.q_heads / p.kv_heads * p.q_len;
   if (asked->decode_rows > 0 && rows <= asked->decode_rows) {
-    // One row is read as fast by dot products along head_dim.
+    // Few rows are read as fast, or faster, by dot products along head_dim, where up to four rows share each
+    // key and value once it is widened to float32. int8 costs more to widen, so that tiles pay earlier.
+    const int64_t least = p.kv_dtype == FA_BFLOAT16 ? 5 : 2;
     const bool tiled = p.kv_dtype == FA_BFLOAT16 || p.kv_dtype == FA_INT8;
-    return tiled && rows > 1 ? asked : wide;
+    return tiled && rows >= least ? asked : wide;
   }
   const bool pairs = p.q_dtype == FA_BFLOAT16 && p.kv_dtype == FA_BFLOAT16;
   return pairs && rows > wide->decode_rows ? asked : wide;

@@ -6,13 +6,16 @@
 namespace FA_NAMESPACE {
 namespace {
 
-struct TileUnit {  // while it lives, this thread's tile registers hold 16 rows of 64 bytes each
-  TileUnit() {
+// While it lives, this thread's tile registers hold 16 rows of 64 bytes each, the first five only
+// `short_rows`: products into them take that many cycles.
+struct TileUnit {
+  explicit TileUnit(int short_rows) {
     struct alignas(64) Config {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
+    for (int i = 0; i < 5; ++i) config.rows[i] = static_cast<uint8_t>(short_rows);
     asm volatile("ldtilecfg %0" : : "m"(config));
   }
   ~TileUnit() { asm volatile("tilerelease"); }

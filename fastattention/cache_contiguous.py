@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .aligned import zeros
+
 __all__ = ["FIRST_CAPACITY", "Contiguous"]
 
 Array = NDArray[Any]
@@ -42,7 +44,7 @@ class Contiguous:
 
     def _allocate(self, capacity: int) -> tuple[Array, ...]:
         # Zeros, not garbage: in a ragged batch, `keys` and `values` show the rows behind a short sequence.
-        return tuple(np.zeros((*self._heads, capacity, *shape), dtype) for shape, dtype in self._rows)
+        return tuple(zeros((*self._heads, capacity, *shape), dtype) for shape, dtype in self._rows)
 
     @property
     def nbytes(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .aligned import zeros
 from .cache_contiguous import FIRST_CAPACITY
 from .reference.paged import pages_needed
 
@@ -60,7 +61,7 @@ class Paged:
 
     def _allocate(self, pages: int) -> tuple[Array, ...]:
         return tuple(
-            np.zeros((pages, self._kv_heads, self.page_size, *shape), dtype) for shape, dtype in self._rows
+            zeros((pages, self._kv_heads, self.page_size, *shape), dtype) for shape, dtype in self._rows
         )
 
     @property

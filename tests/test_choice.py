@@ -5,10 +5,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from fastattention.cpu_kernels._native import lib
 
 import fastattention
 from fastattention import cpu_kernels
-from fastattention.cpu_kernels._native import lib
 
 AVAILABLE = cpu_kernels.available_isas()
 BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -12,13 +12,13 @@ With u the unit roundoff of the accumulation, p the weights, and D and Sk the le
     error of out      half a unit in the last place of out
                       + sum_j p_j (|v_j| + |out|) e_j + u * (8 + sqrt Sk) * sum_j p_j (|v_j| + |out|)
 
-Kernels that multiply pairs of bfloat16 round each weight to bfloat16, w = 2**-8, as everybody's do. What such errors
-have in common scales the output, the rest carries random signs; so out may be further off by
+Kernels that multiply pairs of bfloat16 round each weight to bfloat16, w = 2**-8, as everybody's do. What such
+errors have in common scales the output, the rest carries random signs; so out may be further off by
 
     w * min(|out| + 3 sqrt(sum_j p_j^2 v_j^2), sum_j p_j |v_j|)
 
-Kernels that multiply digits of int8 keep q and the weights (times the scale of each value) as 24-bit integers: an
-error counts from the largest element of a row, not from the one at hand. That adds
+Kernels that multiply digits of int8 keep q and the weights (times the scale of each value) as 24-bit integers:
+an error counts from the largest element of a row, not from the one at hand. That adds
 
     to e_j              u * scale * max_d |q_d| * sum_d |k_jd|
     to the error of out u * sqrt Sk * max_jc p_j |v_jc|
@@ -85,7 +85,8 @@ TOLERANCES |= {
     for storage in ("float32", "float16", "bfloat16")
 }
 
-#: Engines that multiply pairs of bfloat16 do so from this many query rows of a KV head on; else they are float32's.
+#: Engines that multiply pairs of bfloat16 do so from this many query rows of a KV head on; below, they are
+#: float32's.
 PAIRS = {"dot pairs": 9, "tile pairs": 17}
 
 

@@ -360,3 +360,14 @@ def test_torch_in_and_out():
     with pytest.raises(TypeError, match="v: expected an array of the same kind"):
         c.append(k.float(), v.float().numpy())
     assert c.lengths.tolist() == [6, 2]
+
+
+@pytest.mark.parametrize("page_size", [None, 16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_rows_begin_at_cache_lines(dtype, page_size):
+    cache = KVCache(2, 3, 64, dtype=dtype, max_length=5000, page_size=page_size)
+    rng = np.random.default_rng(3)
+    for count in (1, 70, 1000, 3000):  # the room grows
+        k, v = rng.standard_normal((2, 2, 3, count, 64)).astype(np.float32)
+        cache.append(k, v)
+        assert cache.keys.ctypes.data % 64 == cache.values.ctypes.data % 64 == 0

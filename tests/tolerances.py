@@ -17,7 +17,7 @@ errors have in common scales the output, the rest carries random signs; so out m
 
     w * min(|out| + 3 sqrt(sum_j p_j^2 v_j^2), sum_j p_j |v_j|)
 
-Kernels that multiply digits of int8 keep q and the weights (times the scale of each value) as 24-bit integers:
+Kernels that multiply digits of int8 keep q and the weights (times the scale of each value) in 24 bits:
 an error counts from the largest element of a row, not from the one at hand. That adds
 
     to e_j              u * scale * max_d |q_d| * sum_d |k_jd|

@@ -87,7 +87,7 @@ inline int64_t four_dots(const float *q, int64_t q_stride, const T *k, int64_t s
   constexpr int64_t STEP = LINE / static_cast<int64_t>(sizeof(T));  // elements of a line
   int64_t d = 0;
   if constexpr (R == 1) {
-    for (int j = 0; j < 4; ++j) {
+    FA_UNROLL for (int j = 0; j < 4; ++j) {
       const T *const row = k + j * stride;
       for (d = 0; d + STEP <= dim; d += STEP) {
         fetch_line(row, d, ahead);
@@ -99,13 +99,13 @@ inline int64_t four_dots(const float *q, int64_t q_stride, const T *k, int64_t s
   } else {
     for (; d + W <= dim; d += W) {
       F key[4];
-      for (int j = 0; j < 4; ++j) {
+      FA_UNROLL for (int j = 0; j < 4; ++j) {
         fetch_line(k + j * stride, d, ahead);
         key[j] = load_kv(k + j * stride + d);
       }
-      for (int r = 0; r < R; ++r) {
+      FA_UNROLL for (int r = 0; r < R; ++r) {
         const F query = load(q + r * q_stride + d);
-        for (int j = 0; j < 4; ++j) acc[r][j] = fma(query, key[j], acc[r][j]);
+        FA_UNROLL for (int j = 0; j < 4; ++j) acc[r][j] = fma(query, key[j], acc[r][j]);
       }
     }
   }
@@ -117,15 +117,16 @@ template <int R, class T>
 inline void four_scores(const float *q, int64_t q_stride, const T *k, int64_t stride, int64_t dim, float *s,
                         int64_t s_stride, int64_t ahead) {
   F acc[R][4];
-  for (int r = 0; r < R; ++r)
-    for (int j = 0; j < 4; ++j) acc[r][j] = zero();
+  FA_UNROLL for (int r = 0; r < R; ++r) {
+    FA_UNROLL for (int j = 0; j < 4; ++j) acc[r][j] = zero();
+  }
   const int64_t d = four_dots<R>(q, q_stride, k, stride, dim, acc, ahead);
   if (d < dim)
-    for (int j = 0; j < 4; ++j) {
+    FA_UNROLL for (int j = 0; j < 4; ++j) {
       const F key = load_kv(k + j * stride + d, static_cast<int>(dim - d));
-      for (int r = 0; r < R; ++r) acc[r][j] = fma(load(q + r * q_stride + d), key, acc[r][j]);
+      FA_UNROLL for (int r = 0; r < R; ++r) acc[r][j] = fma(load(q + r * q_stride + d), key, acc[r][j]);
     }
-  for (int r = 0; r < R; ++r) reduce_add4(s + r * s_stride, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+  FA_UNROLL for (int r = 0; r < R; ++r) reduce_add4(s + r * s_stride, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
 }
 
 template <class T>
@@ -156,23 +157,25 @@ template <int R, int C, bool WHOLE, class T>
 inline void output_group(const float *weights, int64_t w_stride, const T *v, int64_t stride, int64_t keys,
                          float *out, int64_t out_stride, int n, int64_t first, Requests requests) {
   F acc[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * out_stride + c * W);
+  FA_UNROLL for (int r = 0; r < R; ++r) {
+    FA_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * out_stride + c * W);
+  }
   for (int64_t j = 0; j < keys; ++j) {
     const int64_t ahead = requests.at(first + j);
     F value[C];
-    for (int c = 0; c < C; ++c) {
+    FA_UNROLL for (int c = 0; c < C; ++c) {
       const T *at = v + j * stride + c * W;
       if (c * W % (LINE / sizeof(T)) == 0) fetch_line(at, 0, ahead);
       value[c] = WHOLE ? load_kv(at) : load_kv(at, n);
     }
-    for (int r = 0; r < R; ++r) {
+    FA_UNROLL for (int r = 0; r < R; ++r) {
       const F weight = set1(weights[r * w_stride + j]);
-      for (int c = 0; c < C; ++c) acc[r][c] = fma(weight, value[c], acc[r][c]);
+      FA_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = fma(weight, value[c], acc[r][c]);
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store(out + r * out_stride + c * W, acc[r][c]);
+  FA_UNROLL for (int r = 0; r < R; ++r) {
+    FA_UNROLL for (int c = 0; c < C; ++c) store(out + r * out_stride + c * W, acc[r][c]);
+  }
 }
 
 template <int R, class T>

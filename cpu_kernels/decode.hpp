@@ -65,11 +65,17 @@ inline void each_row_group(int rows, Visit visit) {
 
 // Which rows a group of query rows asks for while it reads a tile: a core has room for few requests at a
 // time, so several groups share them rather than leave memory idle while all but the first compute.
-struct Requests {
+struct SharedRequests {
   int64_t ahead;  // elements from a row to the one asked for meanwhile; 0: none
   int part, mask;  // fours of keys whose number has `part` in these bits
 
   int64_t at(int64_t j) const { return (j >> 2 & mask) == part ? ahead : 0; }
+};
+
+// The only group asks for all.
+struct OwnRequests {
+  int64_t ahead;
+  int64_t at(int64_t) const { return ahead; }
 };
 
 // Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
@@ -117,16 +123,14 @@ template <int R, class T>
 inline void four_scores(const float *q, int64_t q_stride, const T *k, int64_t stride, int64_t dim, float *s,
                         int64_t s_stride, int64_t ahead) {
   F acc[R][4];
-  FA_UNROLL for (int r = 0; r < R; ++r) {
-    FA_UNROLL for (int j = 0; j < 4; ++j) acc[r][j] = zero();
-  }
+  FA_UNROLL for (int r = 0; r < R; ++r) { FA_UNROLL for (int j = 0; j < 4; ++j) acc[r][j] = zero(); }
   const int64_t d = four_dots<R>(q, q_stride, k, stride, dim, acc, ahead);
-  if (d < dim)
-    FA_UNROLL for (int j = 0; j < 4; ++j) {
+  if (d < dim) FA_UNROLL for (int j = 0; j < 4; ++j) {
       const F key = load_kv(k + j * stride + d, static_cast<int>(dim - d));
       FA_UNROLL for (int r = 0; r < R; ++r) acc[r][j] = fma(load(q + r * q_stride + d), key, acc[r][j]);
     }
-  FA_UNROLL for (int r = 0; r < R; ++r) reduce_add4(s + r * s_stride, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+  FA_UNROLL for (int r = 0; r < R; ++r)
+      reduce_add4(s + r * s_stride, acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
 }
 
 template <class T>
@@ -138,7 +142,7 @@ inline float one_score(const float *q, const T *k, int64_t dim) {
   return reduce_add(acc);
 }
 
-template <int R, class T>
+template <int R, class T, class Requests>
 inline void score_group(const DecodeSpace &space, int64_t row, int64_t first, const T *k, int64_t stride,
                         int64_t keys, int64_t dim, Requests requests) {
   const float *q = space.q + row * space.q_stride;
@@ -153,7 +157,7 @@ inline void score_group(const DecodeSpace &space, int64_t row, int64_t first, co
 }
 
 // O[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W); with !WHOLE, C is 1 and n elements wide.
-template <int R, int C, bool WHOLE, class T>
+template <int R, int C, bool WHOLE, class T, class Requests>
 inline void output_group(const float *weights, int64_t w_stride, const T *v, int64_t stride, int64_t keys,
                          float *out, int64_t out_stride, int n, int64_t first, Requests requests) {
   F acc[R][C];
@@ -178,7 +182,7 @@ inline void output_group(const float *weights, int64_t w_stride, const T *v, int
   }
 }
 
-template <int R, class T>
+template <int R, class T, class Requests>
 inline void output_rows(const DecodeSpace &space, int64_t row, int64_t first, const T *v, int64_t stride,
                         int64_t keys, int64_t dim, Requests requests) {
   const float *weights = space.scores + row * space.score_stride + first;
@@ -289,7 +293,7 @@ inline void each_run(const KvRows &src, int64_t key, int64_t keys, int64_t rows,
   }
 }
 
-template <class T>
+template <class T, bool SHARED>
 inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles,
                         const DecodeSpace &space, RowState *state, int64_t begin, int64_t end) {
   constexpr int64_t size = sizeof(T);
@@ -297,12 +301,15 @@ inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &it
   const KvRows k_scales = key_scales(p, seq, item.kv_head), v_scales = value_scales(p, seq, item.kv_head);
   const int rows = static_cast<int>(item.rows);
   // Groups of rows, two or four of them, ask in turn for the rows of the next tile.
-  const int sharing = rows > 3 * ROW_GROUP ? 4 : rows > ROW_GROUP ? 2 : 1;
-  const bool shared = sharing > 1;
-  const int64_t k_ahead = shared ? tiles.key_tile : rows_ahead<T>(p.head_dim, rows);
-  const int64_t v_ahead = shared ? tiles.key_tile : rows_ahead<T>(p.v_dim, rows);
+  [[maybe_unused]] const int sharing = rows > 3 * ROW_GROUP ? 4 : 2;
+  const int64_t k_ahead = SHARED ? tiles.key_tile : rows_ahead<T>(p.head_dim, rows);
+  const int64_t v_ahead = SHARED ? tiles.key_tile : rows_ahead<T>(p.v_dim, rows);
   const auto requests_of = [&](int r, int64_t ahead) {
-    return r < sharing * ROW_GROUP ? Requests{ahead, r / ROW_GROUP, sharing - 1} : Requests{0, 0, 0};
+    if constexpr (SHARED)
+      return r < sharing * ROW_GROUP ? SharedRequests{ahead, r / ROW_GROUP, sharing - 1}
+                                     : SharedRequests{0, 0, 0};
+    else
+      return OwnRequests{ahead};
   };
   for (int64_t key = begin; key < end; key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);
@@ -356,7 +363,11 @@ inline void decode(const fa_problem &p, const Sequence &seq, const Item &item, c
     }
   }
   with_kv_type(p, [&](auto type) {
-    decode_keys<typename decltype(type)::Is>(p, seq, item, tiles, space, state, begin, end);
+    using T = typename decltype(type)::Is;
+    if (item.rows > ROW_GROUP)
+      decode_keys<T, true>(p, seq, item, tiles, space, state, begin, end);
+    else
+      decode_keys<T, false>(p, seq, item, tiles, space, state, begin, end);
   });
   for (int64_t r = 0; r < item.rows; ++r) {
     float *const row = space.output + r * space.output_stride;

@@ -67,7 +67,7 @@ const Kernels *choose_kernels(const fa_problem &p) {
   if (asked->decode_rows > 0 && rows <= asked->decode_rows) {
     // Few rows are read as fast, or faster, by dot products along head_dim, where up to four rows share each
     // key and value once it is widened to float32. int8 costs more to widen, so that tiles pay earlier.
-    const int64_t least = p.kv_dtype == FA_BFLOAT16 ? 5 : 2;
+    const int64_t least = p.kv_dtype == FA_BFLOAT16 ? 5 : 4;
     const bool tiled = p.kv_dtype == FA_BFLOAT16 || p.kv_dtype == FA_INT8;
     return tiled && rows >= least ? asked : wide;
   }

@@ -28,11 +28,11 @@ class Engine:
         """How this engine sums; see tolerances.py."""
         if self.backend == "reference":
             return "float64"
-        return {"avx512_bf16": "dot pairs", "amx": "tile pairs"}.get(self.isa or "", "float32")
+        return "pairs" if self.isa in ("avx512_bf16", "amx") else "float32"
 
     def accumulation_of_int8(self, rows: int) -> str:
         """How this engine sums rows of int8, for so many query rows of a KV head."""
-        return "digits" if self.isa == "amx" and 1 < rows < PAIRS["tile pairs"] else self.accumulation
+        return "digits" if self.isa == "amx" and 4 <= rows < PAIRS else self.accumulation
 
     def attention(self, problem: Problem, **extra: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return (out, lse)."""

@@ -85,16 +85,14 @@ TOLERANCES |= {
     for storage in ("float32", "float16", "bfloat16")
 }
 
-#: Engines that multiply pairs of bfloat16 do so from this many query rows of a KV head on; below, they are
-#: float32's.
-PAIRS = {"dot pairs": 9, "tile pairs": 17}
+#: Engines of pairs multiply pairs from this many query rows of a KV head on; below, they are float32's.
+PAIRS = 17
 
 
 def rounding_of(storage: str, accumulation: str, rows: int) -> Rounding:
     """Return the roundings of a result, `rows` being the query rows of a KV head."""
-    if accumulation in PAIRS:
-        pairs = storage == "bfloat16" and rows >= PAIRS[accumulation]
-        accumulation = "pairs" if pairs else "float32"
+    if accumulation == "pairs" and (storage != "bfloat16" or rows < PAIRS):
+        accumulation = "float32"
     return TOLERANCES[storage, accumulation]
 
 

@@ -14,19 +14,30 @@ struct KvRows {
   int64_t row_bytes, page_bytes;
   const int32_t *table;  // of the sequence; NULL: contiguous
   int64_t page_size;
+  int shift;  // page_size is 2^shift; -1: no power of two, so that each look-up divides
 
+  int64_t page(int64_t key) const { return shift >= 0 ? key >> shift : key / page_size; }
   const char *at(int64_t key) const {
     if (!table) return base + key * row_bytes;
-    return base + table[key / page_size] * page_bytes + key % page_size * row_bytes;
+    const int64_t number = page(key);
+    return base + table[number] * page_bytes + (key - number * page_size) * row_bytes;
   }
   // How many of the n rows from `key` on lie row_bytes apart.
-  int64_t run(int64_t key, int64_t n) const { return table ? minimum(n, page_size - key % page_size) : n; }
+  int64_t run(int64_t key, int64_t n) const {
+    return table ? minimum(n, (page(key) + 1) * page_size - key) : n;
+  }
 };
 
 inline KvRows rows_at(const fa_problem &p, const fa::Sequence &seq, const void *base, const int64_t *strides,
                       int64_t kv_head, int64_t size) {
   const char *const head = static_cast<const char *>(base) + kv_head * strides[1] * size;
-  return {head, strides[2] * size, strides[0] * size, seq.block_table, p.page_size};
+  const bool power = p.page_size > 0 && (p.page_size & (p.page_size - 1)) == 0;
+  return {head,
+          strides[2] * size,
+          strides[0] * size,
+          seq.block_table,
+          p.page_size,
+          power ? __builtin_ctzll(static_cast<uint64_t>(p.page_size)) : -1};
 }
 
 inline KvRows key_source(const fa_problem &p, const fa::Sequence &seq, int64_t kv_head) {

@@ -36,7 +36,7 @@ dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench $(
 test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models ## run the tests (ARGS="-k window" selects)
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure this machine and the kernels (PEERS=1: and other libraries; ARGS=--quick)
+bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure this machine and the kernels (PEERS=1: and other libraries; ARGS=--quick, --ladder)
 	$(BIN)/python -m fastattention bench $(ARGS)
 
 lint: $(VENV)/.installed-lint $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models build/tree ## check style and types

@@ -82,8 +82,7 @@ extern "C" {
 int fa_isa_available(int isa) { return fa::kernels_of(isa) != nullptr; }
 
 // Choice by speed: the newest set that is available, but for one. Machines that have a dot product of
-// bfloat16 may run it slower than the widening to float32 that it saves. (Tiles have beaten both wherever
-// there were any: 5 times the rate of AVX-512 in prefill.)
+// bfloat16 may run it slower than the widening to float32 that it saves. Tiles are taken wherever they are.
 int fa_isa_default(void) {
   int isa = FA_ISA_COUNT - 1;
   while (!fa::kernels_of(isa) || (isa == FA_ISA_AVX512_BF16 && !fa_bf16_dot_is_faster())) --isa;

@@ -11,7 +11,7 @@ namespace {
 
 // What the products broadcast from: panels of KR keys, each holding coordinate after coordinate of its keys,
 // or of KR columns of V, each holding key after key. So a register tile reads one stream, KR neighbours at a
-// time; KR streams, one from each row, cost several percent of the rate (and of the clock). `stride` floats a
+// time; KR streams, one from each row, measured slower. `stride` floats a
 // panel.
 struct Panels {
   const float *at;

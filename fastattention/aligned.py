@@ -18,7 +18,7 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return zeros whose first byte begins a cache line.
 
     NumPy leaves large arrays 16 bytes behind one. Rows of a cache are then split between lines, each vector
-    load reads two of them, and decode measured up to a tenth slower.
+    load reads two of them.
 
     Parameters
     ----------

@@ -57,9 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers",
         type=_peer_names,
+        nargs="?",
+        const=PEER_NAMES,
         default=PEER_NAMES,
         metavar="NAMES",
-        help=f"other libraries to time where installed: {','.join(PEER_NAMES)} (default: all), or none",
+        help=f"other libraries to time where installed: {','.join(PEER_NAMES)} (default and without names: all), or none",
     )
     parser.add_argument(
         "--json",

@@ -78,6 +78,12 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @needs_extra
+def test_peers_without_names_are_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", "--list", "--peers") == 0
+    assert "prefill/float32/full/H8/D128/S4096/1t" in capsys.readouterr().out.split()
+
+
+@needs_extra
 def test_bench_runs_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.json"
     isa = fastattention.get_isa()

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=PEER_NAMES,
         default=PEER_NAMES,
         metavar="NAMES",
-        help=f"other libraries to time where installed: {','.join(PEER_NAMES)} (default and without names: all), or none",
+        help=f"other libraries to time where installed: {','.join(PEER_NAMES)} (default: all), or none",
     )
     parser.add_argument(
         "--json",

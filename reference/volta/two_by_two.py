@@ -1,0 +1,179 @@
+"""Volta's other dataflow: quad-pairs of m8n8k4 as 2 x 2, a product of 16 x 16, weights through shared memory.
+
+Quad-pairs in a row of the 2 x 2 share query rows, those in a column share keys. A warp of 32 rows is two such
+tiles, which share each load of K and V, so that the tensor cores wait less for shared memory. But a quad-pair
+now holds the weights of half the keys only and needs the other half too: P is written to shared memory as
+halves, by its warp for itself, and read again as an operand. And a row lies in four lanes, so its maximum
+takes two shuffles.
+
+All lines (rows, keys) take turns by fours (`atoms.interleave`), and each load and store is free of bank
+conflicts in the layouts of `shared_layouts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .atoms import Lanes, Place, interleave, load
+from .fragments import m8n8k4_c_f32, quad_lane
+from .shared_layouts import SharedTile
+from .warp import Warp
+
+
+def pair_row(lane: Lanes) -> Lanes:
+    """Return the row of a lane's quad-pair in the 2 x 2: bit 3."""
+    return lane >> 3 & 1
+
+
+def pair_column(lane: Lanes) -> Lanes:
+    """Return the column of a lane's quad-pair in the 2 x 2: bit 2."""
+    return lane >> 2 & 1
+
+
+@dataclass(frozen=True)
+class TwoByTwo:
+    """The atom: 16 rows by 16 keys.
+
+    Parameters
+    ----------
+    tiles : int
+        Tiles of 16 rows a warp.
+
+    Examples
+    --------
+    >>> atom = TwoByTwo()
+    >>> atom.rows()[0, 0].tolist(), atom.score_columns(1)[0, 0].tolist()
+    ([0, 0, 2, 2, 0, 0, 2, 2], [0, 1, 0, 1, 8, 9, 8, 9])
+    """
+
+    tiles: int = 2
+
+    registers = 8
+    block = 16
+    depth = 8
+    value_depth = 64
+    row_masks = (2, 4)
+    uses_p = True
+
+    def __post_init__(self) -> None:
+        if self.tiles < 1:
+            raise ValueError(f"tiles start at 1, got {self}")
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return f"2 x 2, {self.warp_rows} rows a warp"
+
+    @property
+    def warp_rows(self) -> int:
+        """Query rows of a warp."""
+        return 16 * self.tiles
+
+    def rows(self) -> Lanes:
+        """Row in the warp of each register, (32, tiles, registers)."""
+        lane, tile, i = np.ogrid[:32, : self.tiles, :8]
+        return 16 * tile + interleave(m8n8k4_c_f32(lane, i)[0], pair_row(lane), 2)
+
+    def score_columns(self, blocks: int) -> Lanes:
+        """Key in the tile of each register, (32, blocks, registers)."""
+        lane, block, i = np.ogrid[:32, :blocks, :8]
+        return 16 * block + interleave(m8n8k4_c_f32(lane, i)[1], pair_column(lane), 2)
+
+    def output_columns(self, blocks: int) -> Lanes:
+        """Value column of each register, (32, blocks, registers)."""
+        lane, block, i = np.ogrid[:32, :blocks, :8]
+        column = m8n8k4_c_f32(lane, i)[1]
+        chunk = value_chunk(block >> 1, pair_column(lane), column >> 2)
+        return np.asarray(8 * chunk + 4 * (block & 1) + (column & 3))
+
+    def q_place(self, lane: Lanes, tile: int, d: int) -> Place:
+        """Row t of the quad-pair's eight; two quad-pairs get the same."""
+        return Place(16 * tile + interleave(quad_lane(lane), pair_row(lane), 2), np.full(32, d))
+
+    def k_place(self, lane: Lanes, block: int, d: int) -> Place:
+        """Key t of the quad-pair's eight; two quad-pairs get the same."""
+        return Place(16 * block + interleave(quad_lane(lane), pair_column(lane), 2), np.full(32, d))
+
+    def v_place(self, lane: Lanes, four: int, part: int) -> Place:
+        """Four keys from 4 * four on; a chunk serves two blocks of output."""
+        return Place(4 * four + (lane & 3), value_chunk(np.full(32, part), pair_column(lane), lane >> 4))
+
+    def p_store_place(self, lane: Lanes, tile: int, block: int, i: int) -> Place:
+        """Registers i and i + 1, neighbours of a row: one word."""
+        x, y = m8n8k4_c_f32(lane, np.full(32, i))
+        column = 16 * block + interleave(y, pair_column(lane), 2)
+        row = 16 * tile + interleave(x, pair_row(lane), 2)
+        return Place(row, column >> 3, column & 7, 4)
+
+    def scores(self, warp: Warp, q: SharedTile, k: SharedTile, first_row: int) -> np.ndarray:
+        """Return Q K^T."""
+        s = np.zeros((32, self.tiles, k.rows // 16, 8), np.float32)
+        for d in range(q.chunks):
+            a = [load(warp, q, self.q_place(warp.lane, t, d), first_row) for t in range(self.tiles)]
+            for n in range(k.rows // 16):
+                b = load(warp, k, self.k_place(warp.lane, n, d))
+                for t in range(self.tiles):
+                    s[:, t, n] = warp.mma_m8n8k4(a[t][:, :4], b[:, :4], s[:, t, n])
+                    s[:, t, n] = warp.mma_m8n8k4(a[t][:, 4:], b[:, 4:], s[:, t, n])
+        return s
+
+    def output(
+        self, warp: Warp, o: np.ndarray, weights: np.ndarray, v: SharedTile, p: SharedTile | None
+    ) -> np.ndarray:
+        """Return O + P V, with P stored and loaded again."""
+        if p is None:
+            raise ValueError("the 2 x 2 dataflow needs a tile for P")
+        o = o.copy()
+        halves = weights.astype(np.float16)
+        for t in range(self.tiles):
+            for n in range(v.rows // 16):
+                for i in (0, 2, 4, 6):
+                    at = self.p_store_place(warp.lane, t, n, i)
+                    warp.shared.store("P", p.address(at.row, at.chunk, at.half), halves[:, t, n, i : i + 2])
+        for eight in range(v.rows // 8):
+            a = [load(warp, p, self.q_place(warp.lane, t, eight)) for t in range(self.tiles)]
+            for half in range(2):
+                for part in range(v.chunks // 4):
+                    b = load(warp, v, self.v_place(warp.lane, 2 * eight + half, part))
+                    for j in range(2):
+                        for t in range(self.tiles):
+                            n = 2 * part + j
+                            o[:, t, n] = warp.mma_m8n8k4(
+                                a[t][:, 4 * half : 4 * half + 4], b[:, 4 * j : 4 * j + 4], o[:, t, n], "row"
+                            )
+        return o
+
+    def reads(self, tile: SharedTile) -> Iterator[Place]:
+        """All loads of a tile that one warp makes of it."""
+        lane = np.arange(32)
+        if tile.name in "QP":
+            yield from (self.q_place(lane, t, d) for t in range(self.tiles) for d in range(tile.chunks))
+        elif tile.name == "K":
+            yield from (self.k_place(lane, n, d) for n in range(tile.rows // 16) for d in range(tile.chunks))
+        else:
+            parts = tile.chunks // 4
+            yield from (self.v_place(lane, four, c) for four in range(tile.rows // 4) for c in range(parts))
+
+    def p_writes(self, keys: int) -> Iterator[Place]:
+        """All stores of P by one warp, for a tile of `keys` keys."""
+        lane = np.arange(32)
+        for t in range(self.tiles):
+            for n in range(keys // 16):
+                yield from (self.p_store_place(lane, t, n, i) for i in (0, 2, 4, 6))
+
+
+def value_chunk(part: Lanes, column: Lanes, half: Lanes) -> Lanes:
+    """Return the chunk of V that serves blocks 2 * part and 2 * part + 1 of a quad-pair's half.
+
+    Bits: half of the quad-pair, bit 0 of part, column in the 2 x 2, then the rest of part. What lanes 0 to 7
+    load at once is four rows at two chunks: four chunks apart these stay clear of each other.
+
+    Examples
+    --------
+    >>> [[int(value_chunk(np.int64(0), np.int64(c), np.int64(h))) for h in (0, 1)] for c in (0, 1)]
+    [[0, 1], [4, 5]]
+    """
+    return np.asarray((part >> 1 << 3) + (column << 2) + ((part & 1) << 1) + half)

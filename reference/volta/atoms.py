@@ -63,6 +63,10 @@ class Atom(Protocol):
         """Value dimensions come in multiples of this."""
 
     @property
+    def key_depth(self) -> int:
+        """Keys of a tile come in multiples of this."""
+
+    @property
     def row_masks(self) -> tuple[int, ...]:
         """Shuffles that reach all lanes with a row: lane ^ mask, one after the other."""
 

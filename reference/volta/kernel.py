@@ -19,7 +19,7 @@ class Kernel:
     warps : int
         Warps of a CTA: it takes ``warps * atom.warp_rows`` query rows.
     keys : int
-        Keys of a tile, a multiple of 16.
+        Keys of a tile, a multiple of ``atom.key_depth``.
     """
 
     atom: Atom
@@ -27,8 +27,9 @@ class Kernel:
     keys: int = 64
 
     def __post_init__(self) -> None:
-        if self.warps < 1 or self.keys < 16 or self.keys % 16:
-            raise ValueError(f"warps start at 1 and keys are a multiple of 16, got {self}")
+        depth = self.atom.key_depth
+        if self.warps < 1 or self.keys < 1 or self.keys % depth:
+            raise ValueError(f"warps start at 1 and keys are a multiple of {depth}, got {self}")
 
     @property
     def rows(self) -> int:

@@ -43,6 +43,7 @@ class Mma16:
     block = 8
     depth = 16
     value_depth = 16
+    key_depth = 16
     row_masks = (1, 2)
     uses_p = False
 

@@ -49,6 +49,7 @@ class QuadPairs:
     registers = 8
     block = 8
     depth = 8
+    key_depth = 8
     row_masks = (2,)
     uses_p = False
 

@@ -180,7 +180,7 @@ def table(atom: Atom, widths: tuple[int, ...] = (64, 96, 128, 256)) -> str:
     lines = [atom.name, head + "   (wavefronts: counted/ideal)"]
     for width in widths:
         for name in ("Q", "K", "V", "P") if atom.uses_p else ("Q", "K", "V"):
-            step = {"V": atom.value_depth, "P": atom.block}.get(name, atom.depth)
+            step = {"V": atom.value_depth, "P": atom.key_depth}.get(name, atom.depth)
             if width % step:
                 continue
             results = search(atom, name, width)

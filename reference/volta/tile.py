@@ -5,8 +5,10 @@ without a visible pair are skipped, tiles with visible pairs only do no work for
 look at positions (`..visibility`). All that passes between lanes is written out: copies to shared memory,
 loads of operands, matrix instructions, shuffles; and all of it is counted.
 
-Numbers are the kernel's: float16 operands, float32 sums, softmax in powers of two, weights rounded to float16
-for the product with V but summed unrounded, one division at the end.
+Numbers are the kernel's: float16 operands, float32 sums, softmax in powers of two, weights rounded to
+float16 for the product with V but summed unrounded, one division at the end. Scores are scaled before their
+maximum is taken, which is right for any scale; a kernel may scale within the exponential as long as the scale
+is positive.
 """
 
 from __future__ import annotations
@@ -140,13 +142,13 @@ class _Cta:
                 if kind is Tile.EMPTY:
                     continue
                 rows = index * atom.warp_rows
-                s = atom.scores(warp, self.tiles["Q"], self.tiles["K"], rows)
+                s = atom.scores(warp, self.tiles["Q"], self.tiles["K"], rows) * self.factor
                 if kind is Tile.PARTIAL:
                     s = self.hide(s, rows, key)
-                weights = state.update(warp, atom, s, self.factor)
+                weights = state.update(warp, atom, s)
                 state.O = atom.output(warp, state.O, weights, self.tiles["V"], self.tiles.get(f"P{index}"))
         for index, (warp, state) in enumerate(zip(self.warps, states, strict=True)):
-            state.finish(warp, atom, self.factor, out, lse, index * atom.warp_rows)
+            state.finish(warp, atom, out, lse, index * atom.warp_rows)
 
     def kind(self, warp: int, key: int) -> Tile:
         """Say what the warp's rows see of a tile of keys."""
@@ -189,22 +191,22 @@ class _State:
         self.O = np.zeros((32, atom.tiles, v.width // atom.block, atom.registers), np.float32)
         self.slot = np.arange(atom.registers) >> 1 & 1  # which of a lane's two rows a register belongs to
 
-    def update(self, warp: Warp, atom: Atom, s: np.ndarray, factor: np.float32) -> np.ndarray:
+    def update(self, warp: Warp, atom: Atom, s: np.ndarray) -> np.ndarray:
         """Take scores in, rescale l and O, return weights: `online_softmax.update` in powers of two."""
         m = np.stack([s[..., self.slot == r].max(axis=(2, 3)) for r in (0, 1)], axis=-1)
         m = np.maximum(self.m, m)
         for mask in atom.row_masks:
             m = np.maximum(m, warp.shfl_xor(m, mask))
-        reference = np.where(np.isneginf(m), np.float32(0), m * factor)  # -inf less -inf would be NaN
-        alpha = np.exp2(self.m * factor - reference)
-        weights = np.exp2(s * factor - reference[:, :, None, self.slot])
+        reference = np.where(np.isneginf(m), np.float32(0), m)  # -inf less -inf would be NaN
+        alpha = np.exp2(self.m - reference)
+        weights = np.exp2(s - reference[:, :, None, self.slot])
         sums = [weights[..., self.slot == r].sum(axis=(2, 3)) for r in (0, 1)]
         self.m, self.l = m, self.l * alpha + np.stack(sums, axis=-1)
         self.O = self.O * alpha[:, :, None, self.slot]
         return np.asarray(weights)
 
     def finish(
-        self, warp: Warp, atom: Atom, factor: np.float32, out: NDArray[np.float16],
+        self, warp: Warp, atom: Atom, out: NDArray[np.float16],
         lse: NDArray[np.float32], first_row: int,
     ) -> None:  # fmt: skip
         """Divide and store, rows and columns that exist."""
@@ -213,7 +215,7 @@ class _State:
             l = l + warp.shfl_xor(l, mask)
         inverse = np.divide(1, l, out=np.zeros_like(l), where=l > 0)  # no key: out is 0
         with np.errstate(divide="ignore"):
-            log = np.where(l > 0, self.m * factor + np.log2(l), -np.inf) * LN2
+            log = np.where(l > 0, self.m + np.log2(l), -np.inf) * LN2
         rows = first_row + atom.rows()  # (32, tiles, registers)
         columns = atom.output_columns(self.O.shape[2])  # (32, blocks, registers)
         row, column = np.broadcast_arrays(rows[:, :, None], columns[:, None])

@@ -7,7 +7,7 @@ halves, by its warp for itself, and read again as an operand. And a row lies in 
 takes two shuffles.
 
 All lines (rows, keys) take turns by fours (`atoms.interleave`), and each load and store is free of bank
-conflicts in the layouts of `shared_layouts`.
+conflicts in the layouts of `shared_layouts`, P's if keys come in multiples of 32.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class TwoByTwo:
     block = 16
     depth = 8
     value_depth = 64
+    key_depth = 32
     row_masks = (2, 4)
     uses_p = True
 

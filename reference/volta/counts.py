@@ -13,6 +13,7 @@ loads of K          N C / 8            N C / 16               N C / 32
 loads of V          N E / 8            N E / 16               N E / 32
 P stored, loaded    -                  T N / 4, T N / 8       -
 shuffles            2 T + T N / 4      4 T                    4 T
+P by shuffles                          4 T + 3 T N / 8
 ==================  =================  =====================  =====================
 
 A load is 16 bytes a lane, four wavefronts; a store of P is one word a lane, one wavefront. Copying n rows of
@@ -85,7 +86,10 @@ def visit(kernel: Kernel, head_dim: int, v_dim: int) -> Work:
         waves = {"Q": 4, "K": 4, "V": atom.value_width // 4}
         return _work(T * N * (C + E) // 4, 2 * T + T * N // 4, loads, waves)
     if isinstance(atom, TwoByTwo):
-        loads = {"Q": T * C, "K": N * C // 16, "V": N * E // 16, "P": T * N // 8}
+        loads = {"Q": T * C, "K": N * C // 16, "V": N * E // 16}
+        if not atom.uses_p:
+            return _work(T * N * (C + E) // 8, 4 * T + 3 * T * N // 8, loads, dict.fromkeys(loads, 4))
+        loads["P"] = T * N // 8
         work = _work(T * N * (C + E) // 8, 4 * T, loads, dict.fromkeys(loads, 4))
         store = Counter({("P", "store"): T * N // 4})
         return work + Work(instructions=store, wavefronts=store)
@@ -125,15 +129,27 @@ def balance(kernel: Kernel, head_dim: int, v_dim: int) -> float:
 
     Examples
     --------
-    >>> for atom in (QuadPairs(), QuadPairs(tiles=2), TwoByTwo(), Mma16()):
+    >>> for atom in (QuadPairs(), QuadPairs(tiles=2), TwoByTwo(), TwoByTwo(uses_p=False), Mma16()):
     ...     print(atom.name, *(f"{balance(Kernel(atom), D, D):.2f}" for D in (64, 128, 256)))
     quad-pairs, 32 rows a warp 1.16 1.14 1.13
     quad-pairs, 64 rows a warp 0.63 0.61 0.60
-    2 x 2, 32 rows a warp 0.89 0.79 0.74
+    2 x 2, 32 rows a warp, P by shared memory 0.89 0.79 0.74
+    2 x 2, 32 rows a warp, P by shuffles 0.80 0.74 0.71
     m16n8k16, 16 rows a warp 1.41 1.39 1.38
     """
     work = turn(kernel, head_dim, v_dim)
     return (work.wavefronts.total() + work.shuffles) / (MMA_CYCLES * work.mma)
+
+
+def accumulators(kernel: Kernel, v_dim: int) -> int:
+    """Return the 32-bit registers that scores and outputs take in each lane, of the 255 there are.
+
+    Examples
+    --------
+    >>> [accumulators(Kernel(atom, keys=64), 128) for atom in (QuadPairs(), QuadPairs(tiles=2), TwoByTwo())]
+    [192, 384, 192]
+    """
+    return kernel.atom.warp_rows * (kernel.widths(8, v_dim)[1] + kernel.keys) // 32
 
 
 def expected(

@@ -1,9 +1,10 @@
-"""Volta's other dataflow: quad-pairs of m8n8k4 as 2 x 2, a product of 16 x 16, weights through shared memory.
+"""Volta's other dataflow: the quad-pairs of m8n8k4 as 2 x 2, a product of 16 x 16.
 
 Quad-pairs in a row of the 2 x 2 share query rows, those in a column share keys. A warp of 32 rows is two such
 tiles, which share each load of K and V, so that the tensor cores wait less for shared memory. But a quad-pair
-now holds the weights of half the keys only and needs the other half too: P is written to shared memory as
-halves, by its warp for itself, and read again as an operand. And a row lies in four lanes, so its maximum
+now holds the weights of half the keys only and needs the other half too. Either P is written to shared memory
+as halves, by its warp for itself, and read again as an operand; or quad-pairs trade operands by shuffles,
+which takes half the cycles of the same data path and no memory. And a row lies in four lanes, so its maximum
 takes two shuffles.
 
 All lines (rows, keys) take turns by fours (`atoms.interleave`), and each load and store is free of bank
@@ -19,6 +20,7 @@ import numpy as np
 
 from .atoms import Lanes, Place, interleave, load
 from .fragments import m8n8k4_c_f32, quad_lane
+from .quad_pairs import operand
 from .shared_layouts import SharedTile
 from .warp import Warp
 
@@ -41,6 +43,8 @@ class TwoByTwo:
     ----------
     tiles : int
         Tiles of 16 rows a warp.
+    uses_p : bool
+        Send weights through shared memory; otherwise by shuffles.
 
     Examples
     --------
@@ -50,14 +54,13 @@ class TwoByTwo:
     """
 
     tiles: int = 2
+    uses_p: bool = True
 
     registers = 8
     block = 16
     depth = 8
     value_depth = 64
-    key_depth = 32
     row_masks = (2, 4)
-    uses_p = True
 
     def __post_init__(self) -> None:
         if self.tiles < 1:
@@ -66,7 +69,12 @@ class TwoByTwo:
     @property
     def name(self) -> str:
         """What to call it."""
-        return f"2 x 2, {self.warp_rows} rows a warp"
+        return f"2 x 2, {self.warp_rows} rows a warp, P by {'shared memory' if self.uses_p else 'shuffles'}"
+
+    @property
+    def key_depth(self) -> int:
+        """Keys of a tile come in multiples of this."""
+        return 32 if self.uses_p else 16
 
     @property
     def warp_rows(self) -> int:
@@ -124,28 +132,46 @@ class TwoByTwo:
     def output(
         self, warp: Warp, o: np.ndarray, weights: np.ndarray, v: SharedTile, p: SharedTile | None
     ) -> np.ndarray:
-        """Return O + P V, with P stored and loaded again."""
-        if p is None:
-            raise ValueError("the 2 x 2 dataflow needs a tile for P")
+        """Return O + P V, four keys at a time."""
         o = o.copy()
+        a = self.trade(warp, weights) if p is None else self.store_and_load(warp, weights, p)
+        for four in range(v.rows // 4):
+            for part in range(v.chunks // 4):
+                b = load(warp, v, self.v_place(warp.lane, four, part))
+                for n, b4 in ((2 * part, b[:, :4]), (2 * part + 1, b[:, 4:])):
+                    for t in range(self.tiles):
+                        o[:, t, n] = warp.mma_m8n8k4(a[:, t, four], b4, o[:, t, n], "row")
+        return o
+
+    def store_and_load(self, warp: Warp, weights: np.ndarray, p: SharedTile) -> np.ndarray:
+        """Return the weights as operands A (32, tiles, keys / 4, 4) by way of shared memory."""
         halves = weights.astype(np.float16)
         for t in range(self.tiles):
-            for n in range(v.rows // 16):
+            for n in range(p.width // 16):
                 for i in (0, 2, 4, 6):
                     at = self.p_store_place(warp.lane, t, n, i)
                     warp.shared.store("P", p.address(at.row, at.chunk, at.half), halves[:, t, n, i : i + 2])
-        for eight in range(v.rows // 8):
-            a = [load(warp, p, self.q_place(warp.lane, t, eight)) for t in range(self.tiles)]
-            for half in range(2):
-                for part in range(v.chunks // 4):
-                    b = load(warp, v, self.v_place(warp.lane, 2 * eight + half, part))
-                    for j in range(2):
-                        for t in range(self.tiles):
-                            n = 2 * part + j
-                            o[:, t, n] = warp.mma_m8n8k4(
-                                a[t][:, 4 * half : 4 * half + 4], b[:, 4 * j : 4 * j + 4], o[:, t, n], "row"
-                            )
-        return o
+        rows = [
+            [load(warp, p, self.q_place(warp.lane, t, c)) for c in range(p.chunks)] for t in range(self.tiles)
+        ]
+        return np.array(rows).transpose(2, 0, 1, 3).reshape(32, self.tiles, p.width // 4, 4)
+
+    def trade(self, warp: Warp, weights: np.ndarray) -> np.ndarray:
+        """Return the same by shuffles: within the quad-pair, then with the one beside it.
+
+        Of four times four keys of a block the left quad-pair holds the first and the third, the right one the
+        others: a six-shuffle trade for each 16 x 16 weights.
+        """
+        a = np.empty((32, self.tiles, weights.shape[2], 2, 2, 4), np.float16)  # half, then left and right
+        right = (pair_column(warp.lane) == 1)[:, None]
+        for t in range(self.tiles):
+            for n in range(weights.shape[2]):
+                for half in range(2):
+                    mine = operand(warp, weights[:, t, n], half)
+                    theirs = warp.shfl_xor(mine, 4)
+                    a[:, t, n, half, 0] = np.where(right, theirs, mine)
+                    a[:, t, n, half, 1] = np.where(right, mine, theirs)
+        return a.reshape(32, self.tiles, -1, 4)
 
     def reads(self, tile: SharedTile) -> Iterator[Place]:
         """All loads of a tile that one warp makes of it."""

@@ -14,7 +14,15 @@ from reference.volta.shared_layouts import SharedTile, operand, padded, swizzled
 from reference.volta.swizzle import Composed, Swizzle
 from reference.volta.two_by_two import TwoByTwo
 
-ATOMS = [QuadPairs(), QuadPairs(value_width=8), QuadPairs(tiles=2), TwoByTwo(), Mma16(), Mma16(tiles=2)]
+ATOMS = [
+    QuadPairs(),
+    QuadPairs(value_width=8),
+    QuadPairs(tiles=2),
+    TwoByTwo(),
+    TwoByTwo(uses_p=False),
+    Mma16(),
+    Mma16(tiles=2),
+]
 NAMES = [f"{atom.name}, {getattr(atom, 'value_width', 16)}" for atom in ATOMS]
 PLACES = {
     "q": (shared_layouts.q_index, operand),

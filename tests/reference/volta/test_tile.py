@@ -23,7 +23,7 @@ from tests.tolerances import Problem, error_in_tolerances, tolerances
 
 ATOMS = [
     QuadPairs(), QuadPairs(value_width=8), QuadPairs(tiles=2),
-    TwoByTwo(), TwoByTwo(tiles=1), Mma16(), Mma16(tiles=2), Mma16(step=8),
+    TwoByTwo(), TwoByTwo(tiles=1), TwoByTwo(uses_p=False), Mma16(), Mma16(tiles=2), Mma16(step=8),
 ]  # fmt: skip
 each_atom = pytest.mark.parametrize("atom", ATOMS, ids=str)
 
@@ -245,6 +245,7 @@ MISTAKES = {
     "lines in a row": (_lines_in_a_row, QuadPairs()),
     "2 x 2: no shuffle across quad-pairs": (_every_shuffle(lambda mask: mask & 3), TwoByTwo()),
     "2 x 2: P in place": (_p_in_place, TwoByTwo()),
+    "2 x 2: operands not traded": (_every_shuffle(lambda mask: mask & 3), TwoByTwo(uses_p=False)),
     "m16n8: maximum of half a row": (_every_shuffle(lambda mask: mask & 1), Mma16(tiles=2)),
 }
 

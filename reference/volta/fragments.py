@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -157,24 +158,23 @@ class Fragment:
     shape: tuple[int, int]
     matrices: int
 
-    @property
+    @cached_property
     def group(self) -> NDArray[np.int64]:
         """Which matrix a lane works on, (32, 1)."""
         lane = np.arange(LANES)[:, None]
         return quad_pair(lane) if self.matrices == 4 else 0 * lane
 
-    @property
+    @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Row of each register, (32, registers)."""
-        return self._both[0]
+        return self._all()[0]
 
-    @property
+    @cached_property
     def columns(self) -> NDArray[np.int64]:
         """Column of each register, (32, registers)."""
-        return self._both[1]
+        return self._all()[1]
 
-    @property
-    def _both(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _all(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         lane, i = np.arange(LANES)[:, None], np.arange(self.registers)[None, :]
         rows, columns = self.place(lane, i)
         shape = (LANES, self.registers)

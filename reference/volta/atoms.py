@@ -83,6 +83,12 @@ class Atom(Protocol):
     def output_columns(self, blocks: int) -> Lanes:
         """Value column of each register, (32, blocks, registers)."""
 
+    def q_place(self, lane: Lanes, tile: int, d: int) -> Place:
+        """Where lanes look in Q for step d of a tile of the warp's rows."""
+
+    def k_place(self, lane: Lanes, block: int, d: int) -> Place:
+        """Where lanes look in K for step d of a load's keys."""
+
     def scores(self, warp: Warp, q: SharedTile, k: SharedTile, first_row: int) -> np.ndarray:
         """Return Q K^T of the warp's rows, which begin at `first_row` of `q`: float32 registers."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .atoms import Lanes, Place, interleave, load
+from .atoms import Atom, Lanes, Place, interleave, load
 from .fragments import m8n8k4_c_f32, quad_lane, quad_pair
 from .shared_layouts import SharedTile
 from .warp import Warp
@@ -106,16 +106,8 @@ class QuadPairs:
         return Place(row, np.full(32, part), half=4 * (lane >> 4), width=8)
 
     def scores(self, warp: Warp, q: SharedTile, k: SharedTile, first_row: int) -> np.ndarray:
-        """Return Q K^T: a 16-byte load holds operands of two products, each over four dimensions."""
-        s = np.zeros((32, self.tiles, k.rows // 8, 8), np.float32)
-        for d in range(q.chunks):
-            a = [load(warp, q, self.q_place(warp.lane, t, d), first_row) for t in range(self.tiles)]
-            for n in range(k.rows // 8):
-                b = load(warp, k, self.k_place(warp.lane, n, d))  # (32, 8)
-                for t in range(self.tiles):
-                    s[:, t, n] = warp.mma_m8n8k4(a[t][:, :4], b[:, :4], s[:, t, n])
-                    s[:, t, n] = warp.mma_m8n8k4(a[t][:, 4:], b[:, 4:], s[:, t, n])
-        return s
+        """Return Q K^T."""
+        return scores(self, warp, q, k, first_row)
 
     def output(
         self, warp: Warp, o: np.ndarray, weights: np.ndarray, v: SharedTile, p: SharedTile | None
@@ -144,6 +136,21 @@ class QuadPairs:
         else:
             parts = 8 * tile.chunks // self.value_width
             yield from (self.v_place(lane, four, c) for four in range(tile.rows // 4) for c in range(parts))
+
+
+def scores(atom: Atom, warp: Warp, q: SharedTile, k: SharedTile, first_row: int) -> np.ndarray:
+    """Return Q K^T by m8n8k4: a 16-byte load holds operands of two products, each over four dimensions."""
+    s = np.zeros((32, atom.tiles, k.rows // atom.block, 8), np.float32)
+    for d in range(q.chunks):
+        a = [
+            load(warp, q, atom.q_place(warp.lane, t, d), first_row) for t in range(atom.tiles)
+        ]  # (32, 8) each
+        for n in range(k.rows // atom.block):
+            b = load(warp, k, atom.k_place(warp.lane, n, d))  # (32, 8)
+            for t in range(atom.tiles):
+                s[:, t, n] = warp.mma_m8n8k4(a[t][:, :4], b[:, :4], s[:, t, n])
+                s[:, t, n] = warp.mma_m8n8k4(a[t][:, 4:], b[:, 4:], s[:, t, n])
+    return s
 
 
 def operand(warp: Warp, weights: np.ndarray, half: int) -> np.ndarray:

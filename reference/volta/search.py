@@ -6,7 +6,7 @@ the fewest *bases*, address registers: two loads whose lanes' addresses differ b
 as the constant goes into the instruction. Padding needs one base; a swizzle needs one for each pattern of its
 XOR. Then the fewest wasted bytes decide.
 
-``python -m reference.volta.search`` prints the table.
+``python -c "from reference.volta import search; search.main()"`` prints the table.
 """
 
 from __future__ import annotations
@@ -194,6 +194,11 @@ def table(atom: Atom, widths: tuple[int, ...] = (64, 96, 128, 256)) -> str:
     return "\n".join(lines)
 
 
+def main() -> None:
+    """Print the search for every dataflow."""
+    print(*(table(atom) for atom in (QuadPairs(), TwoByTwo(), Mma16())), sep="\n\n")
+
+
 def _is_none(candidate: Candidate) -> bool:
     return candidate == Candidate()
 
@@ -212,7 +217,3 @@ def _is_gray(candidate: Candidate) -> bool:
 
 def _no_place(row: Lanes, chunk: Lanes, chunks: int) -> Lanes:
     raise AssertionError("the search brings its own layouts")
-
-
-if __name__ == "__main__":
-    print(*(table(atom) for atom in (QuadPairs(), TwoByTwo(), Mma16())), sep="\n\n")

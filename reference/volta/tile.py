@@ -78,6 +78,11 @@ def attention(
     ValueError
         For other shapes or types.
 
+    Notes
+    -----
+    Keys from `kv_length` on are not read. What is hidden before them takes part with a weight of 0, as in the
+    kernels: an infinity there becomes a NaN.
+
     Examples
     --------
     >>> from ..standard import attention as standard

@@ -20,7 +20,7 @@ import numpy as np
 
 from .atoms import Lanes, Place, interleave, load
 from .fragments import m8n8k4_c_f32, quad_lane
-from .quad_pairs import operand
+from .quad_pairs import operand, scores
 from .shared_layouts import SharedTile
 from .warp import Warp
 
@@ -119,15 +119,7 @@ class TwoByTwo:
 
     def scores(self, warp: Warp, q: SharedTile, k: SharedTile, first_row: int) -> np.ndarray:
         """Return Q K^T."""
-        s = np.zeros((32, self.tiles, k.rows // 16, 8), np.float32)
-        for d in range(q.chunks):
-            a = [load(warp, q, self.q_place(warp.lane, t, d), first_row) for t in range(self.tiles)]
-            for n in range(k.rows // 16):
-                b = load(warp, k, self.k_place(warp.lane, n, d))
-                for t in range(self.tiles):
-                    s[:, t, n] = warp.mma_m8n8k4(a[t][:, :4], b[:, :4], s[:, t, n])
-                    s[:, t, n] = warp.mma_m8n8k4(a[t][:, 4:], b[:, 4:], s[:, t, n])
-        return s
+        return scores(self, warp, q, k, first_row)
 
     def output(
         self, warp: Warp, o: np.ndarray, weights: np.ndarray, v: SharedTile, p: SharedTile | None

@@ -67,6 +67,8 @@ Tiles plan_tiles(const fa_problem &p, const Kernels &kernels) {
     tiles.item_rows = kernels.sub_rows * sub_blocks(p, kernels, heads, rows);
     tiles.key_tile = prefill_keys(p, kernels);
   }
+  tiles.item_heads = 1;
+  tiles.key_block = tiles.key_tile;
   tiles.key_split = at_least(p.k_len, 1);
   const int64_t pieces = heads * (tiles.decode ? 1 : ceil_div(rows, kernels.sub_rows));
   if (pieces < ENOUGH_PIECES) {

@@ -20,6 +20,7 @@ namespace {
 // line in the order of use.
 constexpr int64_t AHEAD_BYTES = 1024;
 constexpr int64_t LINE = 64;  // bytes of a cache line
+constexpr int64_t MEMORY_PAGE = 4096;
 constexpr int DECODE_ROWS = W >= 16 ? 16 : 8;  // at most; more rows fill the lanes of prefill
 constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;  // rows that share a loaded vector
 
@@ -158,9 +159,13 @@ inline void score_group(const DecodeSpace &space, int64_t row, int64_t first, co
 }
 
 // O[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W); with !WHOLE, C is 1 and n elements wide.
+// Always inlined, as output_rows: left to itself GCC calls them for each tile, which costs up to a tenth of
+// the time of 16-bit caches.
 template <int R, int C, bool WHOLE, class T, class Requests>
-inline void output_group(const float *weights, int64_t w_stride, const T *v, int64_t stride, int64_t keys,
-                         float *out, int64_t out_stride, int n, int64_t first, Requests requests) {
+__attribute__((always_inline)) inline void output_group(const float *weights, int64_t w_stride, const T *v,
+                                                        int64_t stride, int64_t keys, float *out,
+                                                        int64_t out_stride, int n, int64_t first,
+                                                        Requests requests) {
   F acc[R][C];
   FA_UNROLL for (int r = 0; r < R; ++r) {
     FA_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * out_stride + c * W);
@@ -184,8 +189,9 @@ inline void output_group(const float *weights, int64_t w_stride, const T *v, int
 }
 
 template <int R, class T, class Requests>
-inline void output_rows(const DecodeSpace &space, int64_t row, int64_t first, const T *v, int64_t stride,
-                        int64_t keys, int64_t dim, Requests requests) {
+__attribute__((always_inline)) inline void output_rows(const DecodeSpace &space, int64_t row, int64_t first,
+                                                       const T *v, int64_t stride, int64_t keys, int64_t dim,
+                                                       Requests requests) {
   const float *weights = space.scores + row * space.score_stride + first;
   float *out = space.output + row * space.output_stride;
   int64_t c = 0;
@@ -280,9 +286,11 @@ inline void each_run(const KvRows &src, const Turn &turn, int64_t key, int64_t k
     visit(Run<T>{reinterpret_cast<const T *>(src.at(key)), 0, keys, rows * src.row_bytes / size});
     return;
   }
-  // Twice as far, because hardware that reads ahead stops at the end of a page; and so that pieces hold whole
-  // groups of four keys.
-  const int64_t further = round_up(2 * rows, 4);
+  // Among the pages of one head twice as far, because hardware that reads ahead stops where the page ends.
+  // With several heads it goes on; then at least one page of virtual memory, where it stops as well. In whole
+  // groups of four keys, so that pieces are such groups, too.
+  const int64_t further =
+      round_up(turn.heads == 1 ? 2 * rows : maximum(rows, MEMORY_PAGE / src.row_bytes), 4);
   for (int64_t j = 0; j < keys;) {
     const char *const at = src.at(key + j);
     int64_t n = src.run(key + j, keys - j), ahead = 0;

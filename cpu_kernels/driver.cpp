@@ -248,6 +248,7 @@ extern "C" int fa_explain(const fa_problem *problem, fa_plan *plan) {
   plan->sub_rows = run.kernels->sub_rows;
   plan->item_rows = run.tiles.item_rows;
   plan->key_tile = run.tiles.key_tile;
+  plan->item_heads = run.tiles.item_heads;
   plan->key_split = run.tiles.key_split;
   plan->splits = run.splits;
   plan->items = run.item_count;

@@ -49,6 +49,7 @@ struct Kernels {
   int lanes;       /* floats in a vector */
   int sub_rows;    /* query rows of a register sub-block */
   int decode_rows; /* up to this many rows of a KV head take the decode kernel */
+  bool decode_heads; /* which takes items of several KV heads */
   size_t (*workspace_bytes)(const fa_problem &, const Tiles &);
   void (*prefill)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);
   void (*decode)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);

@@ -59,7 +59,10 @@ struct Turn {
       }
       place.key = first + over;
     }
-    place.rows = last - place.key;
+    // Behind the item's last row nothing else is read: whoever asks for rows there asks in vain, but in one
+    // go.
+    const bool is_last = last == end && head + place.head + 1 == heads;
+    place.rows = is_last ? INT64_MAX : last - place.key;
     return place;
   }
 };

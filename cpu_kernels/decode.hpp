@@ -5,6 +5,7 @@
 // heads, times the few queries) use a tile while it is in L1, so each byte of the cache is read from memory
 // once.
 #pragma once
+#include "decode_order.hpp"
 #include "kv_rows.hpp"
 #include "modifiers.hpp"
 #include "online_softmax.hpp"
@@ -19,6 +20,7 @@ namespace {
 // line in the order of use.
 constexpr int64_t AHEAD_BYTES = 1024;
 constexpr int64_t LINE = 64;  // bytes of a cache line
+constexpr int64_t MEMORY_PAGE = 4096;
 constexpr int DECODE_ROWS = W >= 16 ? 16 : 8;  // at most; more rows fill the lanes of prefill
 constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;  // rows that share a loaded vector
 
@@ -37,9 +39,9 @@ struct DecodeSpace {
     q_stride = round_up(p.head_dim, W);
     score_stride = round_up(tiles.key_tile, W);
     output_stride = round_up(p.v_dim, W);
-    q = arena.take<float>(DECODE_ROWS * q_stride);
-    scores = arena.take<float>(DECODE_ROWS * score_stride);
-    output = arena.take<float>(DECODE_ROWS * output_stride);
+    q = arena.take<float>(tiles.item_heads * tiles.item_rows * q_stride);
+    scores = arena.take<float>(tiles.item_rows * score_stride);
+    output = arena.take<float>(tiles.item_heads * tiles.item_rows * output_stride);
     scales = arena.take<float>(score_stride);
     bytes = arena.used;
   }
@@ -157,9 +159,13 @@ inline void score_group(const DecodeSpace &space, int64_t row, int64_t first, co
 }
 
 // O[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W); with !WHOLE, C is 1 and n elements wide.
+// Always inlined, as output_rows: left to itself GCC calls them for each tile, which costs up to a tenth of
+// the time of 16-bit caches.
 template <int R, int C, bool WHOLE, class T, class Requests>
-inline void output_group(const float *weights, int64_t w_stride, const T *v, int64_t stride, int64_t keys,
-                         float *out, int64_t out_stride, int n, int64_t first, Requests requests) {
+__attribute__((always_inline)) inline void output_group(const float *weights, int64_t w_stride, const T *v,
+                                                        int64_t stride, int64_t keys, float *out,
+                                                        int64_t out_stride, int n, int64_t first,
+                                                        Requests requests) {
   F acc[R][C];
   FA_UNROLL for (int r = 0; r < R; ++r) {
     FA_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * out_stride + c * W);
@@ -183,8 +189,9 @@ inline void output_group(const float *weights, int64_t w_stride, const T *v, int
 }
 
 template <int R, class T, class Requests>
-inline void output_rows(const DecodeSpace &space, int64_t row, int64_t first, const T *v, int64_t stride,
-                        int64_t keys, int64_t dim, Requests requests) {
+__attribute__((always_inline)) inline void output_rows(const DecodeSpace &space, int64_t row, int64_t first,
+                                                       const T *v, int64_t stride, int64_t keys, int64_t dim,
+                                                       Requests requests) {
   const float *weights = space.scores + row * space.score_stride + first;
   float *out = space.output + row * space.output_stride;
   int64_t c = 0;
@@ -268,113 +275,151 @@ struct Run {
   int64_t ahead;  // elements from a row to the one that should be asked for meanwhile; 0: none
 };
 
-// Calls visit(Run) for the pieces of the tile [key, key + keys). What lies `rows` further is asked for
-// meanwhile: behind the end of a run, the first rows of the page that follows.
+// Calls visit(Run) for the pieces of the tile [key, key + keys) of a turn. What is read `rows` rows later is
+// asked for meanwhile.
 template <class T, class Visit>
-inline void each_run(const KvRows &src, int64_t key, int64_t keys, int64_t rows, int64_t end, Visit visit) {
+inline void each_run(const KvRows &src, const Turn &turn, int64_t key, int64_t keys, int64_t rows,
+                     Visit visit) {
   constexpr int64_t size = sizeof(T);
   if (!src.table) {
     // Past the last tile this asks for the beginning of the next piece, or for a few lines in vain.
     visit(Run<T>{reinterpret_cast<const T *>(src.at(key)), 0, keys, rows * src.row_bytes / size});
     return;
   }
-  // Twice as far, because hardware that reads ahead stops at the end of a page; and so that pieces hold whole
-  // groups of four keys.
-  const int64_t further = round_up(2 * rows, 4);
+  // Among the pages of one head twice as far, because hardware that reads ahead stops where the page ends.
+  // With several heads it goes on; then at least one page of virtual memory, where it stops as well. In whole
+  // groups of four keys, so that pieces are such groups, too.
+  const int64_t further =
+      round_up(turn.heads == 1 ? 2 * rows : maximum(rows, MEMORY_PAGE / src.row_bytes), 4);
   for (int64_t j = 0; j < keys;) {
     const char *const at = src.at(key + j);
     int64_t n = src.run(key + j, keys - j), ahead = 0;
-    if (const int64_t next = key + j + further; next < end) {
-      n = src.run(next, n);  // a piece ends where what it asks for enters another page
-      ahead = (src.at(next) - at) / size;
+    if (const Turn::Place next = turn.after(key + j, further); next.rows > 0) {
+      n = src.run(next.key,
+                  minimum(n, next.rows));  // a piece ends where what it asks for enters another page
+      ahead = (src.at(next.key) + next.head * src.head_bytes - at) / size;
     }
     visit(Run<T>{reinterpret_cast<const T *>(at), j, n, ahead});
     j += n;
   }
 }
 
+// The rows of one KV head (see decode_order.hpp). SHARED: they are more than one group.
 template <class T, bool SHARED>
-inline void decode_keys(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles,
-                        const DecodeSpace &space, RowState *state, int64_t begin, int64_t end) {
-  constexpr int64_t size = sizeof(T);
-  const KvRows k = key_source(p, seq, item.kv_head), v = value_source(p, seq, item.kv_head);
-  const KvRows k_scales = key_scales(p, seq, item.kv_head), v_scales = value_scales(p, seq, item.kv_head);
-  const int rows = static_cast<int>(item.rows);
+struct RowDecoder {
+  using Space = DecodeSpace;
+  const fa_problem &p;
+  const Sequence &seq;
+  const Item item;
+  const Tiles &tiles;
+  Space space;
+  const KvRows k, v, k_scales, v_scales;
+  const int rows;
+  Keys visible;
+  RowState state[DECODE_ROWS];
+
+  RowDecoder(const fa_problem &problem, const Sequence &sequence, const Item &of_head, const Tiles &sizes,
+             const Space &memory, int64_t head)
+      : p(problem),
+        seq(sequence),
+        item(of_head),
+        tiles(sizes),
+        space(memory),
+        k(key_source(p, seq, item.kv_head)),
+        v(value_source(p, seq, item.kv_head)),
+        k_scales(key_scales(p, seq, item.kv_head)),
+        v_scales(value_scales(p, seq, item.kv_head)),
+        rows(static_cast<int>(item.rows)),
+        visible{item.key_end, item.key_begin} {
+    space.q += head * tiles.item_rows * space.q_stride;
+    space.output += head * tiles.item_rows * space.output_stride;
+    std::memset(space.q, 0, static_cast<size_t>(rows * space.q_stride) * sizeof(float));
+    std::memset(space.output, 0, static_cast<size_t>(rows * space.output_stride) * sizeof(float));
+    for (int r = 0; r < rows; ++r) {
+      const Row row = row_of(p, item, r);
+      state[r] = {-INFINITY, 0.0f, row, interval_of(p, seq, item, row.query)};
+      load_query(p, seq, row, space.q + r * space.q_stride, query_factor(p));
+      if (state[r].seen.first <= state[r].seen.last) {
+        visible.begin = minimum(visible.begin, state[r].seen.first);
+        visible.end = maximum(visible.end, state[r].seen.last + 1);
+      }
+    }
+  }
+
+  Keys seen() const { return visible; }
+
   // Groups of rows, two or four of them, ask in turn for the rows of the next tile.
-  [[maybe_unused]] const int sharing = rows > 3 * ROW_GROUP ? 4 : 2;
-  const int64_t k_ahead = SHARED ? tiles.key_tile : rows_ahead<T>(p.head_dim, rows);
-  const int64_t v_ahead = SHARED ? tiles.key_tile : rows_ahead<T>(p.v_dim, rows);
-  const auto requests_of = [&](int r, int64_t ahead) {
-    if constexpr (SHARED)
+  auto requests_of(int r, int64_t ahead) const {
+    if constexpr (SHARED) {
+      const int sharing = rows > 3 * ROW_GROUP ? 4 : 2;
       return r < sharing * ROW_GROUP ? SharedRequests{ahead, r / ROW_GROUP, sharing - 1}
                                      : SharedRequests{0, 0, 0};
-    else
+    } else {
+      (void)r;
       return OwnRequests{ahead};
-  };
-  for (int64_t key = begin; key < end; key += tiles.key_tile) {
-    const int64_t keys = minimum(tiles.key_tile, end - key);
-    each_run<T>(k, key, keys, k_ahead, end, [&](const Run<T> &run) {
-      each_row_group(rows, [&](auto group, int r) {
-        score_group<decltype(group)::value>(space, r, run.j, run.at, k.row_bytes / size, run.n, p.head_dim,
-                                            requests_of(r, run.ahead));
-      });
-    });
-    if constexpr (HAS_SCALES<T>) copy_scales(k_scales, key, keys, space.scales);
-    for (int r = 0; r < rows; ++r) {
-      float *const s = space.scores + r * space.score_stride;
-      if constexpr (HAS_SCALES<T>) multiply_row(space.scales, keys, s);
-      modify_row(p, seq, state[r], key, keys, s);
-      const float factor = weigh_row(state[r], keys, s);
-      if (factor != 1.0f)
-        for (int64_t c = 0; c < space.output_stride; ++c) space.output[r * space.output_stride + c] *= factor;
     }
-    if constexpr (HAS_SCALES<T>) {
-      copy_scales(v_scales, key, keys, space.scales);
-      for (int r = 0; r < rows; ++r) multiply_row(space.scales, keys, space.scores + r * space.score_stride);
-    }
-    each_run<T>(v, key, keys, v_ahead, end, [&](const Run<T> &run) {
-      each_row_group(rows, [&](auto group, int r) {
-        output_rows<decltype(group)::value>(space, r, run.j, run.at, v.row_bytes / size, run.n, p.v_dim,
-                                            requests_of(r, run.ahead));
-      });
-    });
   }
-}
+
+  void run(const Turn &turn) {
+    constexpr int64_t size = sizeof(T);
+    const int64_t k_ahead = SHARED ? tiles.key_tile : rows_ahead<T>(p.head_dim, rows);
+    const int64_t v_ahead = SHARED ? tiles.key_tile : rows_ahead<T>(p.v_dim, rows);
+    for (int64_t key = turn.key; key < turn.past; key += tiles.key_tile) {
+      const int64_t keys = minimum(tiles.key_tile, turn.past - key);
+      each_run<T>(k, turn, key, keys, k_ahead, [&](const Run<T> &run) {
+        each_row_group(rows, [&](auto group, int r) {
+          score_group<decltype(group)::value>(space, r, run.j, run.at, k.row_bytes / size, run.n, p.head_dim,
+                                              requests_of(r, run.ahead));
+        });
+      });
+      if constexpr (HAS_SCALES<T>) copy_scales(k_scales, key, keys, space.scales);
+      for (int r = 0; r < rows; ++r) {
+        float *const s = space.scores + r * space.score_stride;
+        if constexpr (HAS_SCALES<T>) multiply_row(space.scales, keys, s);
+        modify_row(p, seq, state[r], key, keys, s);
+        const float factor = weigh_row(state[r], keys, s);
+        if (factor != 1.0f)
+          for (int64_t c = 0; c < space.output_stride; ++c)
+            space.output[r * space.output_stride + c] *= factor;
+      }
+      if constexpr (HAS_SCALES<T>) {
+        copy_scales(v_scales, key, keys, space.scales);
+        for (int r = 0; r < rows; ++r)
+          multiply_row(space.scales, keys, space.scores + r * space.score_stride);
+      }
+      each_run<T>(v, turn, key, keys, v_ahead, [&](const Run<T> &run) {
+        each_row_group(rows, [&](auto group, int r) {
+          output_rows<decltype(group)::value>(space, r, run.j, run.at, v.row_bytes / size, run.n, p.v_dim,
+                                              requests_of(r, run.ahead));
+        });
+      });
+    }
+  }
+
+  void finish() {
+    for (int r = 0; r < rows; ++r) {
+      float *const row = space.output + r * space.output_stride;
+      const Finish finish = finish_state(p, item, state[r].where.head, state[r].m, state[r].l);
+      for (int64_t c = 0; c < p.v_dim; ++c) row[c] = finish.empty ? 0.0f : row[c] * finish.factor;
+      write_row(p, seq, item, r, row, finish.lse);
+    }
+  }
+};
 
 inline size_t decode_bytes(const fa_problem &p, const Tiles &tiles) {
-  return DecodeSpace(p, tiles, nullptr).bytes;
+  return decode_heads_bytes<RowDecoder<float, true>>(p, tiles);  // as large as any other type's
 }
 
 inline void decode(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles,
                    void *workspace) {
   const unsigned denormals = flush_denormals();
-  const DecodeSpace space(p, tiles, workspace);
-  RowState state[DECODE_ROWS];
-  int64_t begin = item.key_end, end = item.key_begin;
-  std::memset(space.q, 0, static_cast<size_t>(item.rows * space.q_stride) * sizeof(float));
-  std::memset(space.output, 0, static_cast<size_t>(item.rows * space.output_stride) * sizeof(float));
-  for (int64_t r = 0; r < item.rows; ++r) {
-    const Row row = row_of(p, item, r);
-    state[r] = {-INFINITY, 0.0f, row, interval_of(p, seq, item, row.query)};
-    load_query(p, seq, row, space.q + r * space.q_stride, query_factor(p));
-    if (state[r].seen.first <= state[r].seen.last) {
-      begin = minimum(begin, state[r].seen.first);
-      end = maximum(end, state[r].seen.last + 1);
-    }
-  }
   with_kv_type(p, [&](auto type) {
     using T = typename decltype(type)::Is;
     if (item.rows > ROW_GROUP)
-      decode_keys<T, true>(p, seq, item, tiles, space, state, begin, end);
+      decode_heads<RowDecoder<T, true>>(p, seq, item, tiles, workspace);
     else
-      decode_keys<T, false>(p, seq, item, tiles, space, state, begin, end);
+      decode_heads<RowDecoder<T, false>>(p, seq, item, tiles, workspace);
   });
-  for (int64_t r = 0; r < item.rows; ++r) {
-    float *const row = space.output + r * space.output_stride;
-    const Finish finish = finish_state(p, item, state[r].where.head, state[r].m, state[r].l);
-    for (int64_t c = 0; c < p.v_dim; ++c) row[c] = finish.empty ? 0.0f : row[c] * finish.factor;
-    write_row(p, seq, item, r, row, finish.lse);
-  }
   restore_denormals(denormals);
 }
 

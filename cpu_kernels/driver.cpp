@@ -64,7 +64,7 @@ Sequence sequence_of(const fa_problem &p, int64_t b) {
   return s;
 }
 
-int64_t work_of(const Item &item) { return item.rows * (item.key_end - item.key_begin); }
+int64_t work_of(const Item &item) { return item.kv_heads * item.rows * (item.key_end - item.key_begin); }
 
 // Keys that the rows of an item can see at all. Positions grow with the row, so the ends come from its ends.
 void clip_keys(const fa_problem &p, const Sequence &s, Item &item) {
@@ -85,15 +85,21 @@ void make_items(Run &run, float *partials) {
     const int64_t rows = group * s.q_len, blocks = ceil_div(rows, run.tiles.item_rows);
     // Late rows first: under causal they see the most keys, and the sort below has nothing left to do.
     for (int64_t block = blocks - 1; block >= 0; --block) {
-      for (int64_t head = 0; head < p.kv_heads; ++head) {
+      for (int64_t head = 0; head < p.kv_heads; head += run.tiles.item_heads) {
         Item item = {};
         item.sequence = static_cast<int32_t>(b);
         item.kv_head = static_cast<int32_t>(head);
+        item.kv_heads = static_cast<int32_t>(std::min(run.tiles.item_heads, p.kv_heads - head));
         item.row_begin = block * run.tiles.item_rows;
         item.rows = std::min(run.tiles.item_rows, rows - item.row_begin);
         if (run.splits > 1) {
-          item.partial = partials + group_count * run.splits * run.part_floats;
-          run.groups[group_count++] = item;
+          item.partial = partials + item_count * run.part_floats;
+          for (int64_t h = 0; h < item.kv_heads; ++h) {
+            Item &one = run.groups[group_count++] = item;
+            one.kv_head += static_cast<int32_t>(h);
+            one.kv_heads = 1;
+            one.partial += h * item.rows * (p.v_dim + 1);
+          }
         }
         for (int64_t split = 0; split < run.splits; ++split) {
           Item part = item;
@@ -179,18 +185,19 @@ bool plan_run(const fa_problem &p, Run &run, Memory &memory) {
   if (!run.kernels) return false;
   run.tiles = fa::plan_tiles(p, *run.kernels);
   run.splits = ceil_div(std::max<int64_t>(p.k_len, 1), run.tiles.key_split);
-  run.part_floats = run.tiles.item_rows * (p.v_dim + 1);
+  run.part_floats = run.tiles.item_heads * run.tiles.item_rows * (p.v_dim + 1);
   run.workspace_bytes = aligned(run.kernels->workspace_bytes(p, run.tiles));
 
-  int64_t sets = 0;  // of rows
+  int64_t blocks = 0;  // of rows
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t q_len = p.cu_seqlens_q ? p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] : p.q_len;
-    sets += p.kv_heads * ceil_div(p.q_heads / p.kv_heads * q_len, run.tiles.item_rows);
+    blocks += ceil_div(p.q_heads / p.kv_heads * q_len, run.tiles.item_rows);
   }
-  run.item_count = sets * run.splits;
-  run.group_count = run.splits > 1 ? sets : 0;
+  run.item_count = blocks * ceil_div(p.kv_heads, run.tiles.item_heads) * run.splits;
+  run.group_count = run.splits > 1 ? blocks * p.kv_heads : 0;
   // Waking a team costs some ten microseconds: about what one thread needs for 2^20 multiply-adds.
-  const int64_t work = run.item_count * run.tiles.item_rows * run.tiles.key_split * (p.head_dim + p.v_dim);
+  const int64_t rows = run.item_count * run.tiles.item_heads * run.tiles.item_rows;
+  const int64_t work = rows * run.tiles.key_split * (p.head_dim + p.v_dim);
   run.threads = static_cast<int>(std::min<int64_t>({p.num_threads, run.item_count, 1 + (work >> 20)}));
   run.threads = std::max(run.threads, 1);
 
@@ -241,6 +248,7 @@ extern "C" int fa_explain(const fa_problem *problem, fa_plan *plan) {
   plan->sub_rows = run.kernels->sub_rows;
   plan->item_rows = run.tiles.item_rows;
   plan->key_tile = run.tiles.key_tile;
+  plan->item_heads = run.tiles.item_heads;
   plan->key_split = run.tiles.key_split;
   plan->splits = run.splits;
   plan->items = run.item_count;

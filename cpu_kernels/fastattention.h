@@ -72,6 +72,7 @@ typedef struct fa_plan {
   int32_t lanes, sub_rows; /* floats of a vector; query rows of a register block */
   int64_t item_rows,
       key_tile; /* query rows (heads of a KV head times queries) and keys worked on at a time */
+  int64_t item_heads; /* neighbouring KV heads of an item: several in decode over pages */
   int64_t key_split, splits; /* keys of an item at most; parts that a row's keys are split into */
   int64_t items;
   int64_t thread_bytes, shared_bytes; /* memory beyond inputs and outputs: of each thread, of all together */

@@ -20,16 +20,16 @@ struct Sequence {
   int32_t batch;
 };
 
-// A piece of work: `rows` query rows of one KV head against the keys [key_begin, key_end).
-// Row r of a KV head is query r / group of its r % group-th head: the query heads that read one KV head lie
-// side by side, so each tile of K and V is loaded once for all of them, and rows of one item stand at close
-// positions.
+// A piece of work: `rows` query rows of a KV head against the keys [key_begin, key_end), for each of
+// `kv_heads` neighbouring KV heads (one, but for decode over pages: decode_order.hpp). Row r of a KV head is
+// query r / group of its r % group-th head: the query heads that read one KV head lie side by side, so each
+// tile of K and V is loaded once for all of them, and rows of one item stand at close positions.
 struct Item {
-  int32_t sequence, kv_head;
+  int32_t sequence, kv_head, kv_heads;
   int64_t row_begin, rows;
   int64_t key_begin, key_end;
-  float *partial; /* NULL: write out and lse; else rows x (v_dim + 1): normalised output, log2 of the
-                     denominator */
+  float *partial; /* NULL: write out and lse; else kv_heads x rows x (v_dim + 1): normalised output, log of
+                     the denominator */
 };
 
 constexpr int64_t MAX_SUB_BLOCKS = 32;  // of an item
@@ -40,6 +40,8 @@ struct Tiles {
   int64_t key_tile;  /* keys loaded (and widened) at a time */
   int64_t key_split; /* keys of an item at most */
   bool decode;       /* few rows: dot products along head_dim */
+  int64_t item_heads; /* KV heads of an item at most */
+  int64_t key_block; /* with several of them: keys of one head before those of the next */
 };
 
 struct Kernels {
@@ -47,6 +49,7 @@ struct Kernels {
   int lanes;       /* floats in a vector */
   int sub_rows;    /* query rows of a register sub-block */
   int decode_rows; /* up to this many rows of a KV head take the decode kernel */
+  bool decode_heads; /* which takes items of several KV heads */
   size_t (*workspace_bytes)(const fa_problem &, const Tiles &);
   void (*prefill)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);
   void (*decode)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);

@@ -15,6 +15,7 @@ struct KvRows {
   const int32_t *table;  // of the sequence; NULL: contiguous
   int64_t page_size;
   int shift;  // page_size is 2^shift; -1: no power of two, so that each look-up divides
+  int64_t head_bytes;  // from a KV head to the next
 
   int64_t page(int64_t key) const { return shift >= 0 ? key >> shift : key / page_size; }
   const char *at(int64_t key) const {
@@ -37,7 +38,8 @@ inline KvRows rows_at(const fa_problem &p, const fa::Sequence &seq, const void *
           strides[0] * size,
           seq.block_table,
           p.page_size,
-          power ? __builtin_ctzll(static_cast<uint64_t>(p.page_size)) : -1};
+          power ? __builtin_ctzll(static_cast<uint64_t>(p.page_size)) : -1,
+          strides[1] * size};
 }
 
 inline KvRows key_source(const fa_problem &p, const fa::Sequence &seq, int64_t kv_head) {

@@ -3,6 +3,7 @@
 namespace fa {
 namespace {
 
+int64_t element_size(int32_t dtype) { return dtype == FA_FLOAT32 ? 4 : dtype == FA_INT8 ? 1 : 2; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -10,8 +11,14 @@ int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Below this many pieces of work keys are split too, so that many cores find something to do.
 constexpr int64_t ENOUGH_PIECES = 64;
+// Likewise where an item is of several KV heads: partial results of all of them cost more than a small item
+// saves.
+constexpr int64_t ENOUGH_LONG_PIECES = 32;
+constexpr int64_t CONTIGUOUS_BYTES = 256 << 10;  // of a page's keys: more is not read faster
+constexpr int64_t HEAD_BLOCK_BYTES = 16 << 10;  // of one head's keys, for which its state is brought into L1,
+constexpr int64_t HEAD_BLOCK_PAGES = 4;  // but from few pages at a time
 constexpr int64_t PARTIAL_BYTES = 2 << 20;  // of partial results, all splits together
-constexpr int64_t SHORTEST_SPLIT = 512;     // keys
+constexpr int64_t SHORTEST_SPLIT = 512;  // keys
 // Items a thread, so that the last ones to finish do not leave the others idle for long.
 constexpr int64_t ITEMS_A_THREAD = 8;
 
@@ -39,14 +46,36 @@ int64_t prefill_keys(const fa_problem &p, const Kernels &kernels) {
 }
 
 int64_t decode_keys(const fa_problem &p, const Kernels &kernels) {
-  const int64_t size = p.kv_dtype == FA_FLOAT32 ? 4 : p.kv_dtype == FA_INT8 ? 1 : 2;
+  const int64_t size = element_size(p.kv_dtype);
   if (kernels.isa == FA_ISA_AMX) {
     // Keys and values are laid out as tiles, each of which takes a third of L1.
     const int64_t dim = at_least(p.head_dim, p.v_dim);
     return at_most(256, at_least(64, cache_or_default(1) / 3 / (dim * size) / 64 * 64));
   }
-  // 4 KiB of keys: K and V are read in turns so short that what streams from memory is of both.
-  return at_most(64, at_least(16, (4 << 10) / (p.head_dim * size) / 16 * 16));
+  // 4 KiB of keys: K and V are read in turns so short that what streams from memory is of both. int8 takes
+  // more work than time to read, of which there is less in longer tiles.
+  const int64_t bytes = p.kv_dtype == FA_INT8 ? 8 << 10 : 4 << 10;
+  return at_most(64, at_least(16, bytes / (p.head_dim * size) / 16 * 16));
+}
+
+// Decode over pages reads faster what lies one after the other: the rows of neighbouring KV heads in each
+// page (decode_order.hpp). Their queries, outputs and states take at most an eighth of L2.
+void plan_heads(const fa_problem &p, const Kernels &kernels, Tiles &tiles) {
+  tiles.item_heads = 1;
+  tiles.key_block = tiles.key_tile;
+  if (!tiles.decode || !kernels.decode_heads || !p.block_table) return;
+  const int64_t row_bytes = p.head_dim * element_size(p.kv_dtype);
+  const int64_t head_bytes = tiles.item_rows * (p.head_dim + p.v_dim) * static_cast<int64_t>(sizeof(float));
+  const int64_t held = at_least(1, cache_or_default(2) / 8 / head_bytes);
+  // As many items as a short cache gives with one head each must not become too few.
+  const int64_t parts = p.batch * at_least(1, p.k_len / SHORTEST_SPLIT);
+  const int64_t spared = at_least(1, parts * p.kv_heads / ENOUGH_LONG_PIECES);
+  const int64_t wanted = ceil_div(CONTIGUOUS_BYTES, p.page_size * row_bytes);
+  const int64_t most = at_most(p.kv_heads, at_most(wanted, at_most(held, spared)));
+  tiles.item_heads = ceil_div(p.kv_heads, ceil_div(p.kv_heads, most));  // as even as can be
+  if (tiles.item_heads == 1) return;
+  const int64_t block = at_most(HEAD_BLOCK_BYTES / row_bytes, HEAD_BLOCK_PAGES * p.page_size);
+  tiles.key_block = round_up(at_least(tiles.key_tile, block), p.page_size);
 }
 
 }  // namespace
@@ -67,13 +96,16 @@ Tiles plan_tiles(const fa_problem &p, const Kernels &kernels) {
     tiles.item_rows = kernels.sub_rows * sub_blocks(p, kernels, heads, rows);
     tiles.key_tile = prefill_keys(p, kernels);
   }
+  plan_heads(p, kernels, tiles);
   tiles.key_split = at_least(p.k_len, 1);
-  const int64_t pieces = heads * (tiles.decode ? 1 : ceil_div(rows, kernels.sub_rows));
-  if (pieces < ENOUGH_PIECES) {
+  const int64_t enough = tiles.item_heads > 1 ? ENOUGH_LONG_PIECES : ENOUGH_PIECES;
+  const int64_t pieces = p.batch * ceil_div(p.kv_heads, tiles.item_heads) *
+                         (tiles.decode ? 1 : ceil_div(rows, kernels.sub_rows));
+  if (pieces < enough) {
     const int64_t row_bytes = (p.v_dim + 1) * static_cast<int64_t>(sizeof(float));
     const int64_t affordable = at_least(1, PARTIAL_BYTES / (heads * rows * row_bytes));
-    const int64_t splits = at_most(ceil_div(ENOUGH_PIECES, pieces), affordable);
-    tiles.key_split = round_up(at_least(ceil_div(p.k_len, splits), SHORTEST_SPLIT), tiles.key_tile);
+    const int64_t splits = at_most(ceil_div(enough, pieces), affordable);
+    tiles.key_split = round_up(at_least(ceil_div(p.k_len, splits), SHORTEST_SPLIT), tiles.key_block);
   }
   tiles.key_tile = at_most(tiles.key_tile, at_least(p.k_len, 1));
   return tiles;

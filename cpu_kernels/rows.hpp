@@ -22,6 +22,15 @@ inline Row row_of(const fa_problem &p, const Item &item, int64_t r) {
   return {item.kv_head * group + row % group, row / group};
 }
 
+// The h-th KV head of an item, as an item of its own.
+inline Item head_of(const fa_problem &p, const Item &item, int64_t h) {
+  Item one = item;
+  one.kv_head += static_cast<int32_t>(h);
+  one.kv_heads = 1;
+  if (item.partial) one.partial += h * item.rows * (p.v_dim + 1);
+  return one;
+}
+
 // The keys that query i sees, as first <= j <= last (empty when last < first), clipped to the item's keys.
 struct Interval {
   int64_t first, last;

@@ -20,6 +20,7 @@ size_t workspace_bytes(const fa_problem &p, const Tiles &tiles) {
    FA_NAMESPACE::W,               \
    FA_NAMESPACE::SUB_ROWS,        \
    FA_NAMESPACE::DECODE_ROWS,     \
+   true,                          \
    FA_NAMESPACE::workspace_bytes, \
    FA_NAMESPACE::prefill,         \
    FA_NAMESPACE::decode,          \

@@ -6,18 +6,22 @@
 // (a page, or a few small ones) for its first head, for the next one, ..., then the next block. Each head
 // keeps a state of its own, a decoder, and comes out as it would alone: only the order of the reads differs.
 //
-//   struct Decoder {                                    // the rows of one KV head
-//     using Space = ...;                                // Space(p, tiles, memory): memory of
-//     tiles.item_heads heads,
-//                                                       // counted in `bytes`; NULL: only counted
-//     Decoder(const fa_problem &, const Sequence &, const Item &, const Tiles &, const Space &, int64_t
-//     head);
-//                                                       // the item is of one KV head, the item's head-th
-//     Keys seen() const;                                // that some row sees; the same for all heads
-//     void run(const Turn &);                           // over the keys [turn.key, turn.past), asking for
-//     those
-//                                                       // that come after them
-//     void finish();                                    // write the rows
+//   struct Decoder {  // the rows of one KV head
+//     using Space = ...;
+//     // Space(p, tiles, memory) lays out memory of tiles.item_heads heads, of Space::bytes; a NULL memory is
+//     // only counted.
+//
+//     Decoder(const fa_problem &, const Sequence &, const Item &, const Tiles &, const Space &, int64_t h);
+//     // The item is of one KV head, the h-th of those led together.
+//
+//     Keys seen() const;
+//     // Keys that some row sees; the same for all heads.
+//
+//     void run(const Turn &);
+//     // Over the keys [turn.key, turn.past), asking for those that come after them.
+//
+//     void finish();
+//     // Write the rows.
 //   };
 #pragma once
 #include <new>
@@ -59,8 +63,7 @@ struct Turn {
       }
       place.key = first + over;
     }
-    // Behind the item's last row nothing else is read: whoever asks for rows there asks in vain, but in one
-    // go.
+    // Behind the item's last row nothing else is read: who asks for rows there asks in vain, in one go.
     const bool is_last = last == end && head + place.head + 1 == heads;
     place.rows = is_last ? INT64_MAX : last - place.key;
     return place;

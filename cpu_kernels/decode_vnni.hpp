@@ -1,0 +1,187 @@
+// Decode of int8 caches by AVX512-VNNI (mirrors reference/decode.py, as decode.hpp does for every other case):
+// keys and values are multiplied as they are, four bytes to a lane, instead of being widened to float32.
+//
+// vpdpbusd adds up four neighbouring bytes. In S = Q K^T neighbours are elements of a key: keys are transposed
+// in words of four bytes, so that a lane is a key and no sum crosses lanes. In O += P V neighbours are values
+// of one column: four values are interleaved, and a lane is a column. Either is done once for all rows.
+//
+// Nothing is lost by small operands: a query and the weights of a tile of keys are integers of 24 bits, in
+// three digits of base 256, relative to their largest. Sums of their products with bytes are exact: a lane adds
+// up at most head_dim (or a tile's keys) products below 2^15, far from 2^31.
+//
+// K and V of a tile are read in turns, and each is asked for while the other is at work, at the pace of that
+// work: so memory is never idle.
+#pragma once
+#include "vnni_operands.hpp"
+
+namespace FA_NAMESPACE {
+namespace {
+
+constexpr int VNNI_DECODE_ROWS = 16;
+constexpr int VNNI_MOST_KEYS = 256;  // of a tile of keys: see decode_keys in plan.cpp
+
+struct VnniDecodeSpace {
+  char *keys, *copy, *values;
+  int32_t *q, *start;  // digits of the queries: [four elements][row][digit]
+  float *scores, *output, *row, *k_scales, *v_scales;
+  int64_t steps, column_groups, score_stride, output_stride;
+  size_t bytes;
+  VnniDecodeSpace(const fa_problem &p, const Tiles &tiles, void *memory) {
+    Arena arena = {static_cast<char *>(memory), 0};
+    const int64_t dims = round_up(p.head_dim, 16), tile = round_up(tiles.key_tile, BLOCK_KEYS);
+    steps = dims / 4;
+    column_groups = round_up(p.v_dim, VALUE_COLUMNS) / VALUE_COLUMNS;
+    score_stride = tile + W;  // so that rows do not lie 2^n bytes apart
+    output_stride = column_groups * VALUE_COLUMNS;
+    keys = arena.take<char>(dims * BLOCK_KEYS);
+    copy = arena.take<char>(round_up(p.head_dim, VALUE_COLUMNS) * W);
+    values = arena.take<char>(tile * VALUE_COLUMNS);
+    q = arena.take<int32_t>(steps * tiles.item_rows * DIGITS);
+    start = arena.take<int32_t>(tiles.item_rows * DIGITS);
+    scores = arena.take<float>(tiles.item_rows * score_stride);
+    output = arena.take<float>(tiles.item_rows * output_stride);
+    row = arena.take<float>(maximum(dims, output_stride));
+    k_scales = arena.take<float>(tile);
+    v_scales = arena.take<float>(tile);
+    bytes = arena.used;
+  }
+};
+
+// One item's rows over its keys.
+struct VnniDecoder {
+  const fa_problem &p;
+  const Sequence &seq;
+  const Tiles &tiles;
+  const VnniDecodeSpace &space;
+  const KvRows k, v, k_scales, v_scales;
+  const int rows;
+  int64_t end = 0;
+  PacedAhead k_ahead, v_ahead;
+  RowState state[VNNI_DECODE_ROWS];
+  float factors[VNNI_DECODE_ROWS];  // of scores
+  float exponents[VNNI_DECODE_ROWS];  // of weights
+
+  VnniDecoder(const fa_problem &problem, const Sequence &sequence, const Item &item, const Tiles &sizes,
+              const VnniDecodeSpace &memory)
+      : p(problem),
+        seq(sequence),
+        tiles(sizes),
+        space(memory),
+        k(key_source(p, seq, item.kv_head)),
+        v(value_source(p, seq, item.kv_head)),
+        k_scales(key_scales(p, seq, item.kv_head)),
+        v_scales(value_scales(p, seq, item.kv_head)),
+        rows(static_cast<int>(item.rows)),
+        k_ahead{{{k, 0}, (p.head_dim + LINE - 1) / LINE, 0}},
+        v_ahead{{{v, 0}, space.column_groups, 0}} {
+    // Cycles for 64 keys, at two products a cycle.
+    const int64_t score = space.steps * (12 + rows * DIGITS * 2), weigh = 64 * rows;
+    const int64_t multiply = space.column_groups * (128 + rows * DIGITS * 32);
+    v_ahead.pace = 64 * PacedAhead::ONE / score;
+    k_ahead.pace = 64 * PacedAhead::ONE / (weigh + multiply);
+  }
+
+  void score(int64_t key, int64_t keys) {
+    copy_scales(k_scales, key, keys, space.k_scales);
+    for (int64_t j = 0; j < keys; j += BLOCK_KEYS) {
+      const int64_t here = minimum<int64_t>(BLOCK_KEYS, keys - j);
+      for (int64_t i = 0; i < here; i += W)
+        lay_keys(k, p.head_dim, key + j + i, minimum<int64_t>(W, here - i), static_cast<int>(i / W),
+                 space.keys, space.copy, v_ahead);
+      each_row_group(rows, [&](auto group, int r) {
+        constexpr int R = decltype(group)::value, B = R <= 2 ? 4 : 2;  // 12 to 24 sums
+        for (int64_t i = 0; i < here; i += B * W)
+          score_rows<R, B>(space.keys + i * 4, space.steps, space.q + r * DIGITS, rows * DIGITS,
+                           space.start + r * DIGITS, factors + r, space.k_scales + j + i,
+                           space.scores + r * space.score_stride + j + i, space.score_stride, v_ahead);
+      });
+    }
+  }
+
+  // From scores to weights, as digits.
+  void weigh(int64_t key, int64_t keys) {
+    copy_scales(v_scales, key, keys, space.v_scales);
+    for (int r = 0; r < rows; ++r) {
+      float *const s = space.scores + r * space.score_stride;
+      modify_row(p, seq, state[r], key, keys, s);
+      const float factor = weigh_row(state[r], keys, s);
+      k_ahead.spend(keys / 2);
+      if (factor != 1.0f)
+        for (int64_t c = 0; c < space.output_stride; ++c) space.output[r * space.output_stride + c] *= factor;
+      exponents[r] = put_weights(space.v_scales, round_up(keys, W), s);
+      k_ahead.spend(keys / 2);
+    }
+  }
+
+  void multiply(int64_t key, int64_t keys) {
+    const int32_t *const weights = reinterpret_cast<const int32_t *>(space.scores);
+    for (int64_t c = 0; c < space.column_groups; ++c) {
+      lay_values(v, p.v_dim, c * VALUE_COLUMNS, key, keys, space.values, k_ahead);
+      const auto add_to = [&](auto count, int r) {
+        add_values<decltype(count)::value>(space.values, (keys + 3) / 4, weights + r * space.score_stride,
+                                           space.score_stride, exponents + r,
+                                           space.output + r * space.output_stride + c * VALUE_COLUMNS,
+                                           space.output_stride, k_ahead);
+      };
+      int r = 0;
+      for (; r + 2 <= rows; r += 2) add_to(Constant<2>{}, r);
+      if (r < rows) add_to(Constant<1>{}, r);
+    }
+  }
+
+  void run(int64_t begin, int64_t past) {
+    end = past;
+    k_ahead.rows.walk.key = v_ahead.rows.walk.key = begin;
+    for (int64_t key = begin; key < end; key += tiles.key_tile) {
+      const int64_t keys = minimum(tiles.key_tile, end - key);
+      v_ahead.rows.past = key + keys;
+      score(key, keys);
+      k_ahead.rows.past = minimum(key + 2 * tiles.key_tile, end);
+      weigh(key, keys);
+      multiply(key, keys);
+    }
+  }
+};
+
+inline size_t decode_vnni_bytes(const fa_problem &p, const Tiles &tiles) {
+  return VnniDecodeSpace(p, tiles, nullptr).bytes;
+}
+
+inline void decode_vnni(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles,
+                        void *workspace) {
+  const unsigned denormals = flush_denormals();
+  const VnniDecodeSpace space(p, tiles, workspace);
+  VnniDecoder decoder(p, seq, item, tiles, space);
+  int64_t begin = item.key_end, end = item.key_begin;
+  std::memset(space.keys, 0, static_cast<size_t>(space.steps * KEY_BLOCKS * 64));
+  std::memset(space.output, 0, static_cast<size_t>(item.rows * space.output_stride) * sizeof(float));
+  std::memset(space.row, 0, static_cast<size_t>(space.steps * 4) * sizeof(float));
+  for (int64_t r = 0; r < item.rows; ++r) {
+    const Row row = row_of(p, item, r);
+    RowState &state = decoder.state[r];
+    state = {-INFINITY, 0.0f, row, interval_of(p, seq, item, row.query)};
+    load_query(p, seq, row, space.row, 1.0f);
+    decoder.factors[r] = query_factor(p) * put_query(space.row, space.steps * 4, space.q + r * DIGITS,
+                                                     item.rows * DIGITS, space.start + r * DIGITS);
+    if (state.seen.first <= state.seen.last) {
+      begin = minimum(begin, state.seen.first);
+      end = maximum(end, state.seen.last + 1);
+    }
+  }
+  decoder.run(begin, end);
+  for (int64_t r = 0; r < item.rows; ++r) {
+    const RowState &state = decoder.state[r];
+    const Finish finish = finish_state(p, item, state.where.head, state.m, state.l);
+    const float *const sums = space.output + r * space.output_stride;
+    for (int64_t i = 0; i < space.output_stride; ++i) {
+      const int64_t group = i / VALUE_COLUMNS * VALUE_COLUMNS;
+      space.row[group + column_of(i % VALUE_COLUMNS / W, i % W)] =
+          finish.empty ? 0.0f : sums[i] * finish.factor;
+    }
+    write_row(p, seq, item, r, space.row, finish.lse);
+  }
+  restore_denormals(denormals);
+}
+
+}  // namespace
+}  // namespace FA_NAMESPACE

@@ -22,22 +22,22 @@ constexpr int VNNI_MOST_KEYS = 256;  // of a tile of keys: see decode_keys in pl
 
 struct VnniDecodeSpace {
   char *keys, *copy, *values;
-  int32_t *q, *start;  // digits of the queries: [four elements][row][digit]
+  int32_t *q, *raised;
   float *scores, *output, *row, *k_scales, *v_scales;
-  int64_t steps, column_groups, score_stride, output_stride;
+  int64_t words, column_groups, score_stride, output_stride;
   size_t bytes;
   VnniDecodeSpace(const fa_problem &p, const Tiles &tiles, void *memory) {
     Arena arena = {static_cast<char *>(memory), 0};
     const int64_t dims = round_up(p.head_dim, 16), tile = round_up(tiles.key_tile, BLOCK_KEYS);
-    steps = dims / 4;
+    words = dims / 4;
     column_groups = round_up(p.v_dim, VALUE_COLUMNS) / VALUE_COLUMNS;
     score_stride = tile + W;  // so that rows do not lie 2^n bytes apart
     output_stride = column_groups * VALUE_COLUMNS;
+    q = arena.take<int32_t>(tiles.item_rows * words * DIGITS);
     keys = arena.take<char>(dims * BLOCK_KEYS);
+    raised = arena.take<int32_t>(BLOCK_KEYS);
     copy = arena.take<char>(round_up(p.head_dim, VALUE_COLUMNS) * W);
     values = arena.take<char>(tile * VALUE_COLUMNS);
-    q = arena.take<int32_t>(steps * tiles.item_rows * DIGITS);
-    start = arena.take<int32_t>(tiles.item_rows * DIGITS);
     scores = arena.take<float>(tiles.item_rows * score_stride);
     output = arena.take<float>(tiles.item_rows * output_stride);
     row = arena.take<float>(maximum(dims, output_stride));
@@ -45,6 +45,7 @@ struct VnniDecodeSpace {
     v_scales = arena.take<float>(tile);
     bytes = arena.used;
   }
+  int32_t *queries(int64_t r) const { return q + r * words * DIGITS; }
 };
 
 // One item's rows over its keys.
@@ -56,7 +57,7 @@ struct VnniDecoder {
   const KvRows k, v, k_scales, v_scales;
   const int rows;
   int64_t end = 0;
-  PacedAhead k_ahead, v_ahead;
+  PacedRows k_ahead, v_ahead;
   RowState state[VNNI_DECODE_ROWS];
   float factors[VNNI_DECODE_ROWS];  // of scores
   float exponents[VNNI_DECODE_ROWS];  // of weights
@@ -72,13 +73,13 @@ struct VnniDecoder {
         k_scales(key_scales(p, seq, item.kv_head)),
         v_scales(value_scales(p, seq, item.kv_head)),
         rows(static_cast<int>(item.rows)),
-        k_ahead{{{k, 0}, (p.head_dim + LINE - 1) / LINE, 0}},
-        v_ahead{{{v, 0}, space.column_groups, 0}} {
-    // Cycles for 64 keys, at two products a cycle.
-    const int64_t score = space.steps * (12 + rows * DIGITS * 2), weigh = 64 * rows;
-    const int64_t multiply = space.column_groups * (128 + rows * DIGITS * 32);
-    v_ahead.pace = 64 * PacedAhead::ONE / score;
-    k_ahead.pace = 64 * PacedAhead::ONE / (weigh + multiply);
+        k_ahead{k, k.row_bytes <= round_up(p.head_dim, 2 * LINE)},
+        v_ahead{v, v.row_bytes <= round_up(p.v_dim, 2 * LINE)} {}
+
+  // Cycles of work on so many keys, at two products a cycle.
+  int64_t score_cycles(int64_t keys) const { return keys * space.words * (14 + rows * DIGITS * 2) / 64; }
+  int64_t other_cycles(int64_t keys) const {
+    return keys * rows + keys * space.column_groups * (8 + rows * DIGITS * 2) / 4;
   }
 
   void score(int64_t key, int64_t keys) {
@@ -86,14 +87,15 @@ struct VnniDecoder {
     for (int64_t j = 0; j < keys; j += BLOCK_KEYS) {
       const int64_t here = minimum<int64_t>(BLOCK_KEYS, keys - j);
       for (int64_t i = 0; i < here; i += W)
-        lay_keys(k, p.head_dim, key + j + i, minimum<int64_t>(W, here - i), static_cast<int>(i / W),
-                 space.keys, space.copy, v_ahead);
+        lay_keys(keys_at(k, p.head_dim, key + j + i, minimum<int64_t>(W, here - i), space.copy), space.words / 4,
+                 space.keys + i * 4, space.raised + i, v_ahead.take(space.words / 4, 14));
       each_row_group(rows, [&](auto group, int r) {
-        constexpr int R = decltype(group)::value, B = R <= 2 ? 4 : 2;  // 12 to 24 sums
+        constexpr int R = decltype(group)::value, B = R <= 2 ? 4 : 2;  // 18 to 24 sums
         for (int64_t i = 0; i < here; i += B * W)
-          score_rows<R, B>(space.keys + i * 4, space.steps, space.q + r * DIGITS, rows * DIGITS,
-                           space.start + r * DIGITS, factors + r, space.k_scales + j + i,
-                           space.scores + r * space.score_stride + j + i, space.score_stride, v_ahead);
+          score_keys<R, B>(space.keys + i * 4, space.raised + i, space.words, space.queries(r), factors + r,
+                           space.k_scales + j + i, space.scores + r * space.score_stride + j + i,
+                           space.score_stride,
+                           v_ahead.take(R == 1 ? space.words / 2 : space.words, R == 1 ? 12 : R * B * DIGITS / 2));
       });
     }
   }
@@ -105,23 +107,23 @@ struct VnniDecoder {
       float *const s = space.scores + r * space.score_stride;
       modify_row(p, seq, state[r], key, keys, s);
       const float factor = weigh_row(state[r], keys, s);
-      k_ahead.spend(keys / 2);
       if (factor != 1.0f)
         for (int64_t c = 0; c < space.output_stride; ++c) space.output[r * space.output_stride + c] *= factor;
       exponents[r] = put_weights(space.v_scales, round_up(keys, W), s);
-      k_ahead.spend(keys / 2);
     }
   }
 
   void multiply(int64_t key, int64_t keys) {
     const int32_t *const weights = reinterpret_cast<const int32_t *>(space.scores);
     for (int64_t c = 0; c < space.column_groups; ++c) {
-      lay_values(v, p.v_dim, c * VALUE_COLUMNS, key, keys, space.values, k_ahead);
+      lay_values(v, p.v_dim, c * VALUE_COLUMNS, key, keys, space.values,
+                 k_ahead.take((keys + 3) / 4, 8));
       const auto add_to = [&](auto count, int r) {
         add_values<decltype(count)::value>(space.values, (keys + 3) / 4, weights + r * space.score_stride,
                                            space.score_stride, exponents + r,
                                            space.output + r * space.output_stride + c * VALUE_COLUMNS,
-                                           space.output_stride, k_ahead);
+                                           space.output_stride,
+                                           k_ahead.take((keys + 3) / 4, decltype(count)::value * DIGITS * 2));
       };
       int r = 0;
       for (; r + 2 <= rows; r += 2) add_to(Constant<2>{}, r);
@@ -131,12 +133,11 @@ struct VnniDecoder {
 
   void run(int64_t begin, int64_t past) {
     end = past;
-    k_ahead.rows.walk.key = v_ahead.rows.walk.key = begin;
     for (int64_t key = begin; key < end; key += tiles.key_tile) {
       const int64_t keys = minimum(tiles.key_tile, end - key);
-      v_ahead.rows.past = key + keys;
+      v_ahead.begin(key, keys, score_cycles(keys));
       score(key, keys);
-      k_ahead.rows.past = minimum(key + 2 * tiles.key_tile, end);
+      k_ahead.begin(key + keys, minimum(tiles.key_tile, end - key - keys), other_cycles(keys));
       weigh(key, keys);
       multiply(key, keys);
     }
@@ -153,16 +154,16 @@ inline void decode_vnni(const fa_problem &p, const Sequence &seq, const Item &it
   const VnniDecodeSpace space(p, tiles, workspace);
   VnniDecoder decoder(p, seq, item, tiles, space);
   int64_t begin = item.key_end, end = item.key_begin;
-  std::memset(space.keys, 0, static_cast<size_t>(space.steps * KEY_BLOCKS * 64));
+  std::memset(space.keys, 0, static_cast<size_t>(space.words * 4 * BLOCK_KEYS));
+  std::memset(space.raised, 0, BLOCK_KEYS * sizeof(int32_t));
   std::memset(space.output, 0, static_cast<size_t>(item.rows * space.output_stride) * sizeof(float));
-  std::memset(space.row, 0, static_cast<size_t>(space.steps * 4) * sizeof(float));
+  std::memset(space.row, 0, static_cast<size_t>(space.words * 4) * sizeof(float));
   for (int64_t r = 0; r < item.rows; ++r) {
     const Row row = row_of(p, item, r);
     RowState &state = decoder.state[r];
     state = {-INFINITY, 0.0f, row, interval_of(p, seq, item, row.query)};
     load_query(p, seq, row, space.row, 1.0f);
-    decoder.factors[r] = query_factor(p) * put_query(space.row, space.steps * 4, space.q + r * DIGITS,
-                                                     item.rows * DIGITS, space.start + r * DIGITS);
+    decoder.factors[r] = query_factor(p) * put_query(space.row, space.words * 4, space.queries(r));
     if (state.seen.first <= state.seen.last) {
       begin = minimum(begin, state.seen.first);
       end = maximum(end, state.seen.last + 1);

@@ -44,15 +44,48 @@ struct KvAhead {
   }
 };
 
-// The same at an even pace: work says how long it takes, and as many rows are asked for as are due by then.
-struct PacedAhead {
-  KvAhead rows;
+// Where to ask for memory in a loop: two lines a turn, each turn `step` bytes further. No test, since a branch
+// in an innermost loop makes GCC 12 keep accumulators in memory, and no more arithmetic, since that would take
+// turns with the products. A hint never faults, so the last may point past the end.
+struct LinesAhead {
+  const char *at;
+  int64_t step;
+
+  __attribute__((always_inline)) inline void fetch() {
+    __builtin_prefetch(at, 0, 2);
+    __builtin_prefetch(at + LINE, 0, 2);
+    at += step;
+  }
+};
+
+// Rows to come, asked for at an even pace: each loop takes those that are due by its end.
+struct PacedRows {
+  const KvRows &source;
+  bool dense;  // rows lie side by side, or nearly
+  int64_t key = 0, past = 0;
   int64_t pace = 0, due = 0;  // rows a cycle, rows: in 1/ONE
 
   static constexpr int64_t ONE = 1 << 16;
 
-  __attribute__((always_inline)) inline void spend(int64_t cycles) {
-    for (due += cycles * pace; due >= ONE; due -= ONE) rows.fetch(1);
+  // Rows [first, first + n) from now on, within so many cycles.
+  void begin(int64_t first, int64_t n, int64_t cycles) {
+    key = first;
+    past = first + n;
+    pace = n * ONE / maximum<int64_t>(cycles, 1);
+    due = 0;
+  }
+
+  // For a loop of so many turns. Rows that do not lie side by side are asked for one a turn, beyond those due
+  // perhaps.
+  LinesAhead take(int64_t turns, int64_t cycles_a_turn) {
+    due += turns * cycles_a_turn * pace;
+    if (key == past) return {source.base, 0};
+    const int64_t n = source.run(key, minimum(maximum<int64_t>(due >> 16, 1), past - key));
+    const char *const at = source.at(key);
+    key += n;
+    due -= n * ONE;
+    return {at, dense ? static_cast<int32_t>(n * source.row_bytes) / static_cast<int32_t>(turns)
+                      : source.row_bytes};
   }
 };
 

@@ -1,7 +1,7 @@
 // The operands of decode by AVX512-VNNI, and their products; decode_vnni.hpp says which and why.
 //
 // vpdpbusd adds four products of an unsigned and a signed byte to each 32-bit lane. Queries and weights, which
-// have 24 bits, come as three digits of base 256, a product each; the three sums are put together as floats.
+// have 24 bits, come as three unsigned digits of base 256, a product each; the sums are put together as floats.
 #pragma once
 #include "kv_lines.hpp"
 
@@ -19,18 +19,17 @@ inline void dot(__m512i &acc, __m512i a, __m512i b) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
 }
 
-// Three sums, the lowest digit's first.
-inline F join(const __m512i *sums) {
-  F all = _mm512_cvtepi32_ps(sums[DIGITS - 1]);
-  FA_UNROLL for (int i = DIGITS - 2; i >= 0; --i) all = fma(all, set1(256.0f), _mm512_cvtepi32_ps(sums[i]));
-  return all;
+// Three sums, the lowest digit's first. By value: the address of a sum would keep it in memory.
+inline F join(__m512i low, __m512i middle, __m512i high) {
+  const F base = set1(256.0f);
+  return fma(fma(_mm512_cvtepi32_ps(high), base, _mm512_cvtepi32_ps(middle)), base, _mm512_cvtepi32_ps(low));
 }
 
-// A query row, `dims` long, as an integer multiple of its largest element by 2^23. Elements 4 i to 4 i + 3 of
-// its digits are written to digits[i step + digit], and to `start` what takes back the 128 that keys are
-// raised by. Returns what the integers are to be multiplied by.
-inline float put_query(const float *row, int64_t dims, int32_t *digits, int64_t step, int32_t *start) {
-  constexpr float LARGEST = 127 * 65536 + 127 * 256 + 127;
+// A query row, for the products with keys: for each four elements three words, a word for each digit, the lowest
+// first. Elements are integers of 24 bits, relative to the largest; 2^23 is added, so that digits are unsigned.
+// Returns what integers are to be multiplied by.
+inline float put_query(const float *row, int64_t dims, int32_t *query) {
+  constexpr float LARGEST = (1 << 23) - 1;
   F top = zero(), odd = zero();
   for (int64_t d = 0; d < dims; d += W) {
     top = max(abs(load(row + d)), top);
@@ -38,25 +37,40 @@ inline float put_query(const float *row, int64_t dims, int32_t *digits, int64_t 
   }
   const float highest = reduce_max(top);
   const F factor = set1(highest > 0 ? LARGEST / highest : 0.0f), bound = set1(LARGEST);
-  __m512i sums[DIGITS] = {};
   for (int64_t d = 0; d < dims; d += W) {
     const F x = max(min(mul(load(row + d), factor), bound), sub(zero(), bound));
-    __m512i rest = _mm512_cvtps_epi32(x);
-    FA_UNROLL for (int i = 0; i < DIGITS; ++i) {
-      alignas(16) int32_t fours[4];
-      const __m128i bytes = _mm512_cvtepi32_epi8(rest);
-      _mm_store_si128(reinterpret_cast<__m128i *>(fours), bytes);
-      for (int64_t f = 0; f < 4; ++f) digits[(d / 4 + f) * step + i] = fours[f];
-      sums[i] = _mm512_add_epi32(sums[i], _mm512_cvtepi8_epi32(bytes));
-      rest = _mm512_srai_epi32(_mm512_add_epi32(rest, _mm512_set1_epi32(128)), 8);
+    __m512i number = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(1 << 23));
+    for (int i = 0; i < DIGITS; ++i, number = _mm512_srli_epi32(number, 8)) {
+      alignas(16) int32_t words[4];
+      _mm_store_si128(reinterpret_cast<__m128i *>(words), _mm512_cvtepi32_epi8(number));
+      for (int64_t w = 0; w < 4; ++w) query[(d / 4 + w) * DIGITS + i] = words[w];
     }
   }
-  for (int i = 0; i < DIGITS; ++i) start[i] = -128 * _mm512_reduce_add_epi32(sums[i]);
   return highest / LARGEST + reduce_add(odd);
 }
 
-// 16 bytes each of 16 keys: four vectors, one of each four bytes, with keys in the lanes. Keys are raised by
-// 128, which makes them unsigned.
+// Where 16 keys lie.
+struct SixteenKeys {
+  const char *at;
+  int64_t stride;  // bytes
+};
+
+// Keys [key, key + n), n <= 16: as they lie, or, where they end within 16 bytes, cross pages or are fewer, as
+// copies; zeros stand for what is missing.
+inline SixteenKeys keys_at(const KvRows &source, int64_t dim, int64_t key, int64_t n, char *copy) {
+  if (n == W && dim % 16 == 0 && source.run(key, W) == W) return {source.at(key), source.row_bytes};
+  const int64_t stride = round_up(dim, VALUE_COLUMNS);
+  RowWalk walk = {source, key};
+  for (int64_t j = 0; j < n; ++j) {
+    const int8_t *const row = reinterpret_cast<const int8_t *>(walk.next());
+    for (int64_t d = 0; d < dim; d += VALUE_COLUMNS)
+      _mm512_store_si512(copy + j * stride + d, load_line(row + d, dim - d));
+  }
+  std::memset(copy + n * stride, 0, static_cast<size_t>((W - n) * stride));
+  return {copy, stride};
+}
+
+// 16 bytes each of 16 keys: four vectors, one of each four bytes, with keys in the lanes.
 inline void transpose_keys(const char *at, int64_t stride, __m512i (&out)[4]) {
   __m512i t[4];
   FA_UNROLL for (int i = 0; i < 4; ++i) {
@@ -68,7 +82,6 @@ inline void transpose_keys(const char *at, int64_t stride, __m512i (&out)[4]) {
     t[i] = _mm512_inserti32x4(t[i], piece(4), 1);
     t[i] = _mm512_inserti32x4(t[i], piece(8), 2);
     t[i] = _mm512_inserti32x4(t[i], piece(12), 3);
-    t[i] = _mm512_xor_si512(t[i], _mm512_set1_epi8(-128));
   }
   const __m512i a = _mm512_unpacklo_epi32(t[0], t[1]), b = _mm512_unpackhi_epi32(t[0], t[1]);
   const __m512i c = _mm512_unpacklo_epi32(t[2], t[3]), d = _mm512_unpackhi_epi32(t[2], t[3]);
@@ -78,55 +91,58 @@ inline void transpose_keys(const char *at, int64_t stride, __m512i (&out)[4]) {
   out[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-// Sixteen keys [key, key + n), n <= 16, into block `block` of the transposed ones. `copy` takes those that
-// cannot be read as they lie: rows that end within 16 bytes, cross pages, or are missing.
-inline void lay_keys(const KvRows &source, int64_t dim, int64_t key, int64_t n, int block, char *keys,
-                     char *copy, PacedAhead &ahead) {
-  const char *at = source.at(key);
-  int64_t stride = source.row_bytes;
-  if (n < W || dim % 16 != 0 || source.run(key, W) < W) {
-    stride = round_up(dim, VALUE_COLUMNS);
-    RowWalk walk = {source, key};
-    for (int64_t j = 0; j < n; ++j) {
-      const int8_t *const row = reinterpret_cast<const int8_t *>(walk.next());
-      for (int64_t d = 0; d < dim; d += VALUE_COLUMNS)
-        _mm512_store_si512(copy + j * stride + d, load_line(row + d, dim - d));
-    }
-    std::memset(copy + n * stride, 0, static_cast<size_t>((W - n) * stride));
-    at = copy;
-  }
-  for (int64_t d = 0; d < dim; d += 16) {
+// Sixteen keys as a block of the transposed ones, and in `raised` what a score is raised by by its highest
+// digit, negated.
+[[gnu::noinline]] void lay_keys(SixteenKeys source, int64_t steps, char *block, int32_t *raised,
+                                LinesAhead ahead) {
+  __m512i sums[4] = {};
+  for (int64_t s = 0; s < steps; ++s, block += 4 * KEY_BLOCKS * 64) {
     __m512i out[4];
-    transpose_keys(at + d, stride, out);
-    FA_UNROLL for (int i = 0; i < 4; ++i)
-        _mm512_store_si512(keys + ((d / 4 + i) * KEY_BLOCKS + block) * 64, out[i]);
-    ahead.spend(12);
+    transpose_keys(source.at + s * 16, source.stride, out);
+    FA_UNROLL for (int i = 0; i < 4; ++i) {
+      _mm512_store_si512(block + i * KEY_BLOCKS * 64, out[i]);
+      dot(sums[i], _mm512_set1_epi8(1), out[i]);
+    }
+    ahead.fetch();
   }
+  const __m512i sum =
+      _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
+  _mm512_store_si512(raised, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
 }
 
-// Scores of R rows and 16 B keys, transposed: sums of `steps` times four products, times the factor of the row
-// and the scale of the key.
+// Scores of R rows and 16 B keys, times the factor of the row and the scale of the key. One row alone has two
+// sets of sums, in turns, since a sum takes part in every fifth cycle at most.
 template <int R, int B>
-inline void score_rows(const char *keys, int64_t steps, const int32_t *q, int64_t step, const int32_t *start,
-                       const float *factors, const float *scales, float *scores, int64_t stride,
-                       PacedAhead &ahead) {
-  __m512i acc[B][R * DIGITS];
-  FA_UNROLL for (int i = 0; i < R * DIGITS; ++i) {
-    FA_UNROLL for (int b = 0; b < B; ++b) acc[b][i] = _mm512_set1_epi32(start[i]);
+[[gnu::noinline]] void score_keys(const char *keys, const int32_t *raised, int64_t words, const int32_t *query,
+                                  const float *factors, const float *scales, float *scores, int64_t stride,
+                                  LinesAhead ahead) {
+  constexpr int TURNS = R == 1 ? 2 : 1, SUMS = R * DIGITS;
+  __m512i acc[B][TURNS * SUMS];
+  FA_UNROLL for (int b = 0; b < B; ++b) {
+    const __m512i start = _mm512_load_si512(raised + b * W);
+    FA_UNROLL for (int i = 0; i < TURNS * SUMS; ++i)
+        acc[b][i] = i < SUMS && i % DIGITS == DIGITS - 1 ? start : _mm512_setzero_si512();
   }
-  for (int64_t s = 0; s < steps; ++s, keys += KEY_BLOCKS * 64, q += step) {
-    __m512i key[B];
-    FA_UNROLL for (int b = 0; b < B; ++b) key[b] = _mm512_load_si512(keys + b * 64);
-    FA_UNROLL for (int i = 0; i < R * DIGITS; ++i) {
-      const __m512i digit = _mm512_set1_epi32(q[i]);
-      FA_UNROLL for (int b = 0; b < B; ++b) dot(acc[b][i], key[b], digit);
+  const int64_t query_words = words * DIGITS;
+  for (int64_t word = 0; word < words; word += TURNS) {
+    FA_UNROLL for (int t = 0; t < TURNS; ++t, keys += KEY_BLOCKS * 64, query += DIGITS) {
+      __m512i key[B];
+      FA_UNROLL for (int b = 0; b < B; ++b) key[b] = _mm512_load_si512(keys + b * 64);
+      FA_UNROLL for (int i = 0; i < SUMS; ++i) {
+        const __m512i digit = _mm512_set1_epi32(query[i / DIGITS * query_words + i % DIGITS]);
+        FA_UNROLL for (int b = 0; b < B; ++b) dot(acc[b][t * SUMS + i], digit, key[b]);
+      }
     }
-    ahead.spend(R * DIGITS * B / 2);
+    ahead.fetch();
   }
-  FA_UNROLL for (int r = 0; r < R; ++r) {
-    FA_UNROLL for (int b = 0; b < B; ++b)
-        store(scores + r * stride + b * W,
-              mul(mul(join(acc[b] + r * DIGITS), set1(factors[r])), load(scales + b * W)));
+  FA_UNROLL for (int b = 0; b < B; ++b) {
+    const F scale = load(scales + b * W);
+    if constexpr (TURNS == 2)
+      FA_UNROLL for (int i = 0; i < SUMS; ++i) acc[b][i] = _mm512_add_epi32(acc[b][i], acc[b][SUMS + i]);
+    FA_UNROLL for (int r = 0; r < R; ++r) {
+      const F score = join(acc[b][r * DIGITS], acc[b][r * DIGITS + 1], acc[b][r * DIGITS + 2]);
+      store(scores + r * stride + b * W, mul(mul(score, set1(factors[r])), scale));
+    }
   }
 }
 
@@ -151,45 +167,54 @@ inline float put_weights(const float *scales, int64_t keys, float *weights) {
   return exponent;
 }
 
-// 64 columns of the values [key, key + n), from `column` on: fours of keys, interleaved; zeros behind the last
-// value and the last column.
-inline void lay_values(const KvRows &source, int64_t dim, int64_t column, int64_t key, int64_t n,
-                       char *values, PacedAhead &ahead) {
+// 64 columns of the values [key, key + n), from `column` on: fours of keys, interleaved, an even number of
+// them; zeros behind the last value and the last column.
+[[gnu::noinline]] void lay_values(const KvRows &source, int64_t dim, int64_t column, int64_t key, int64_t n,
+                       char *values, LinesAhead ahead) {
   RowWalk walk = {source, key};
-  for (int64_t j = 0; j < n; j += 4, values += FOUR_VALUES) {
+  for (int64_t j = 0; j < round_up(n, 8); j += 4, values += FOUR_VALUES) {
     __m512i line[4], out[4];
     FA_UNROLL for (int i = 0; i < 4; ++i)
         line[i] = j + i < n ? load_line(reinterpret_cast<const int8_t *>(walk.next()) + column, dim - column)
                             : _mm512_setzero_si512();
     interleave(line, out);
     FA_UNROLL for (int i = 0; i < 4; ++i) _mm512_store_si512(values + i * 64, out[i]);
-    ahead.spend(8);
+    ahead.fetch();
   }
 }
 
-// Adds to 64 columns of the output of R rows their weights times the values, `fours` times four of them.
+// Adds to 64 columns of the output of R rows their weights times the values, `fours` times four of them. One
+// row alone has two sets of sums, in turns, since a sum takes part in every fifth cycle at most.
 template <int R>
-inline void add_values(const char *values, int64_t fours, const int32_t *weights, int64_t stride,
-                       const float *exponents, float *output, int64_t output_stride, PacedAhead &ahead) {
-  __m512i acc[4][R * DIGITS];
-  FA_UNROLL for (int i = 0; i < R * DIGITS; ++i) {
+[[gnu::noinline]] void add_values(const char *values, int64_t fours, const int32_t *weights, int64_t stride,
+                                  const float *exponents, float *output, int64_t output_stride,
+                                  LinesAhead ahead) {
+  constexpr int TURNS = R == 1 ? 2 : 1, SUMS = R * DIGITS;
+  __m512i acc[4][TURNS * SUMS];
+  FA_UNROLL for (int i = 0; i < TURNS * SUMS; ++i) {
     FA_UNROLL for (int c = 0; c < 4; ++c) acc[c][i] = _mm512_setzero_si512();
   }
-  for (int64_t f = 0; f < fours; ++f, values += FOUR_VALUES, weights += 4) {
-    __m512i value[4];
-    FA_UNROLL for (int c = 0; c < 4; ++c) value[c] = _mm512_load_si512(values + c * 64);
-    FA_UNROLL for (int r = 0; r < R; ++r) {
-      FA_UNROLL for (int i = 0; i < DIGITS; ++i) {
-        const __m512i weight = _mm512_set1_epi32(weights[r * stride + i]);
-        FA_UNROLL for (int c = 0; c < 4; ++c) dot(acc[c][r * DIGITS + i], weight, value[c]);
+  for (int64_t f = 0; f < fours; f += TURNS, values += TURNS * FOUR_VALUES, weights += TURNS * 4) {
+    FA_UNROLL for (int t = 0; t < TURNS; ++t) {
+      __m512i value[4];
+      FA_UNROLL for (int c = 0; c < 4; ++c) value[c] = _mm512_load_si512(values + t * FOUR_VALUES + c * 64);
+      FA_UNROLL for (int i = 0; i < SUMS; ++i) {
+        const __m512i weight = _mm512_set1_epi32(weights[t * 4 + i / DIGITS * stride + i % DIGITS]);
+        FA_UNROLL for (int c = 0; c < 4; ++c) dot(acc[c][t * SUMS + i], weight, value[c]);
       }
     }
-    ahead.spend(R * DIGITS * 2);
+    ahead.fetch();
+  }
+  if constexpr (TURNS == 2) {
+    FA_UNROLL for (int i = 0; i < SUMS; ++i) {
+      FA_UNROLL for (int c = 0; c < 4; ++c) acc[c][i] = _mm512_add_epi32(acc[c][i], acc[c][SUMS + i]);
+    }
   }
   FA_UNROLL for (int r = 0; r < R; ++r) {
     FA_UNROLL for (int c = 0; c < 4; ++c) {
       float *const at = output + r * output_stride + c * W;
-      store(at, add(load(at), _mm512_scalef_ps(join(acc[c] + r * DIGITS), set1(-exponents[r]))));
+      const F sum = join(acc[c][r * DIGITS], acc[c][r * DIGITS + 1], acc[c][r * DIGITS + 2]);
+      store(at, add(load(at), _mm512_scalef_ps(sum, set1(-exponents[r]))));
     }
   }
 }

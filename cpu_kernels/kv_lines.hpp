@@ -1,5 +1,5 @@
-// Rows of K and V as cache lines: asked for ahead of their use, loaded with zeros behind the end of a row, and
-// four rows of int8 interleaved, as the integer products of tiles and of AVX512-VNNI take them.
+// Rows of K and V as cache lines: asked for ahead of their use, loaded with zeros behind the end of a row,
+// and four rows of int8 interleaved, as the integer products of tiles and of AVX512-VNNI take them.
 #pragma once
 #include "decode.hpp"
 
@@ -44,16 +44,16 @@ struct KvAhead {
   }
 };
 
-// Where to ask for memory in a loop: two lines a turn, each turn `step` bytes further. No test, since a branch
-// in an innermost loop makes GCC 12 keep accumulators in memory, and no more arithmetic, since that would take
-// turns with the products. A hint never faults, so the last may point past the end.
+// Where to ask for memory in a loop: two lines a turn, each turn `step` bytes further. No test, since a
+// branch in an innermost loop makes GCC 12 keep accumulators in memory, and no more arithmetic, since that
+// would take turns with the products. A hint never faults, so the last may point past the end.
 struct LinesAhead {
   const char *at;
   int64_t step;
 
   __attribute__((always_inline)) inline void fetch() {
-    __builtin_prefetch(at, 0, 2);
-    __builtin_prefetch(at + LINE, 0, 2);
+    __builtin_prefetch(at, 0, 3);
+    __builtin_prefetch(at + LINE, 0, 3);
     at += step;
   }
 };

@@ -14,8 +14,9 @@
 namespace fa {
 namespace {
 
-// From so many query rows of a KV head on tiles decode an int8 cache faster than VNNI does.
-constexpr int64_t TILED_INT8_ROWS = 4;
+// From so many query rows of a KV head on tiles decode a cache faster: of bfloat16 than dot products of
+// float32, where up to four rows share each key and value once it is widened, of int8 than those of bytes.
+constexpr int64_t TILED_ROWS = 5;
 
 }  // namespace
 
@@ -75,15 +76,12 @@ const Kernels *choose_kernels(const fa_problem &p) {
   if (!asked || p.isa < FA_ISA_AVX512_VNNI) return asked;
   const Kernels *const wide = kernels_of(FA_ISA_AVX512);
   const int64_t rows = p.q_heads / p.kv_heads * p.q_len;
-  const bool tiles = p.isa == FA_ISA_AMX;
   if (rows <= wide->decode_rows) {
-    // Few rows are read as fast, or faster, by dot products along head_dim, where up to four rows share each
-    // key and value once it is widened to float32.
-    if (p.kv_dtype == FA_BFLOAT16) return tiles && rows >= 5 ? asked : wide;
+    const bool tiled = p.isa == FA_ISA_AMX && rows >= TILED_ROWS;
+    if (p.kv_dtype == FA_BFLOAT16) return tiled ? asked : wide;
     if (p.kv_dtype != FA_INT8) return wide;
-    // int8 costs more to widen than to multiply as it is.
     const Kernels *const vnni = kernels_of(FA_ISA_AVX512_VNNI);
-    return tiles && rows >= TILED_INT8_ROWS ? asked : vnni ? vnni : wide;
+    return tiled ? asked : vnni ? vnni : wide;
   }
   const bool pairs = p.q_dtype == FA_BFLOAT16 && p.kv_dtype == FA_BFLOAT16;
   return pairs && p.isa >= FA_ISA_AVX512_BF16 ? asked : wide;

@@ -1,7 +1,8 @@
 // The operands of decode by AVX512-VNNI, and their products; decode_vnni.hpp says which and why.
 //
-// vpdpbusd adds four products of an unsigned and a signed byte to each 32-bit lane. Queries and weights, which
-// have 24 bits, come as three unsigned digits of base 256, a product each; the sums are put together as floats.
+// vpdpbusd adds four products of an unsigned and a signed byte to each 32-bit lane. Queries and weights,
+// which have 24 bits, come as three unsigned digits of base 256, a product each; the sums are put together as
+// floats.
 #pragma once
 #include "kv_lines.hpp"
 
@@ -25,9 +26,9 @@ inline F join(__m512i low, __m512i middle, __m512i high) {
   return fma(fma(_mm512_cvtepi32_ps(high), base, _mm512_cvtepi32_ps(middle)), base, _mm512_cvtepi32_ps(low));
 }
 
-// A query row, for the products with keys: for each four elements three words, a word for each digit, the lowest
-// first. Elements are integers of 24 bits, relative to the largest; 2^23 is added, so that digits are unsigned.
-// Returns what integers are to be multiplied by.
+// A query row, for the products with keys: for each four elements three words, a word for each digit, the
+// lowest first. Elements are integers of 24 bits, relative to the largest; 2^23 is added, so that digits are
+// unsigned. Returns what integers are to be multiplied by.
 inline float put_query(const float *row, int64_t dims, int32_t *query) {
   constexpr float LARGEST = (1 << 23) - 1;
   F top = zero(), odd = zero();
@@ -47,27 +48,6 @@ inline float put_query(const float *row, int64_t dims, int32_t *query) {
     }
   }
   return highest / LARGEST + reduce_add(odd);
-}
-
-// Where 16 keys lie.
-struct SixteenKeys {
-  const char *at;
-  int64_t stride;  // bytes
-};
-
-// Keys [key, key + n), n <= 16: as they lie, or, where they end within 16 bytes, cross pages or are fewer, as
-// copies; zeros stand for what is missing.
-inline SixteenKeys keys_at(const KvRows &source, int64_t dim, int64_t key, int64_t n, char *copy) {
-  if (n == W && dim % 16 == 0 && source.run(key, W) == W) return {source.at(key), source.row_bytes};
-  const int64_t stride = round_up(dim, VALUE_COLUMNS);
-  RowWalk walk = {source, key};
-  for (int64_t j = 0; j < n; ++j) {
-    const int8_t *const row = reinterpret_cast<const int8_t *>(walk.next());
-    for (int64_t d = 0; d < dim; d += VALUE_COLUMNS)
-      _mm512_store_si512(copy + j * stride + d, load_line(row + d, dim - d));
-  }
-  std::memset(copy + n * stride, 0, static_cast<size_t>((W - n) * stride));
-  return {copy, stride};
 }
 
 // 16 bytes each of 16 keys: four vectors, one of each four bytes, with keys in the lanes.
@@ -91,37 +71,56 @@ inline void transpose_keys(const char *at, int64_t stride, __m512i (&out)[4]) {
   out[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-// Sixteen keys as a block of the transposed ones, and in `raised` what a score is raised by by its highest
-// digit, negated.
-[[gnu::noinline]] void lay_keys(SixteenKeys source, int64_t steps, char *block, int32_t *raised,
-                                LinesAhead ahead) {
-  __m512i sums[4] = {};
-  for (int64_t s = 0; s < steps; ++s, block += 4 * KEY_BLOCKS * 64) {
-    __m512i out[4];
-    transpose_keys(source.at + s * 16, source.stride, out);
-    FA_UNROLL for (int i = 0; i < 4; ++i) {
-      _mm512_store_si512(block + i * KEY_BLOCKS * 64, out[i]);
-      dot(sums[i], _mm512_set1_epi8(1), out[i]);
+// Keys [key, key + n), n <= BLOCK_KEYS, transposed; in `raised` what a score is raised by by its highest
+// digit, negated. `copy` takes sixteen keys that cannot be read as they lie: where they end within 16 bytes,
+// cross pages or are fewer; zeros stand for what is missing.
+[[gnu::noinline]] void lay_keys(const KvRows &source, int64_t dim, int64_t key, int64_t n, char *keys,
+                                int32_t *raised, char *copy, LinesAhead ahead) {
+  for (int64_t j = 0; j < n; j += W, keys += 64) {
+    const char *at;
+    int64_t stride = source.row_bytes;
+    if (n - j >= W && dim % 16 == 0 && source.run(key + j, W) == W) {
+      at = source.at(key + j);
+    } else {
+      stride = round_up(dim, VALUE_COLUMNS);
+      RowWalk walk = {source, key + j};
+      const int64_t here = minimum<int64_t>(W, n - j);
+      for (int64_t i = 0; i < here; ++i) {
+        const int8_t *const row = reinterpret_cast<const int8_t *>(walk.next());
+        for (int64_t d = 0; d < dim; d += VALUE_COLUMNS)
+          _mm512_store_si512(copy + i * stride + d, load_line(row + d, dim - d));
+      }
+      std::memset(copy + here * stride, 0, static_cast<size_t>((W - here) * stride));
+      at = copy;
     }
-    ahead.fetch();
+    __m512i sums[4] = {};
+    for (int64_t d = 0; d < dim; d += 16) {
+      __m512i out[4];
+      transpose_keys(at + d, stride, out);
+      FA_UNROLL for (int i = 0; i < 4; ++i) {
+        _mm512_store_si512(keys + (d / 4 + i) * KEY_BLOCKS * 64, out[i]);
+        dot(sums[i], _mm512_set1_epi8(1), out[i]);
+      }
+      ahead.fetch();
+    }
+    const __m512i sum =
+        _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
+    _mm512_store_si512(raised + j, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
   }
-  const __m512i sum =
-      _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
-  _mm512_store_si512(raised, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sum, 7)));
 }
 
 // Scores of R rows and 16 B keys, times the factor of the row and the scale of the key. One row alone has two
 // sets of sums, in turns, since a sum takes part in every fifth cycle at most.
 template <int R, int B>
-[[gnu::noinline]] void score_keys(const char *keys, const int32_t *raised, int64_t words, const int32_t *query,
-                                  const float *factors, const float *scales, float *scores, int64_t stride,
-                                  LinesAhead ahead) {
+[[gnu::noinline]] void score_keys(const char *keys, const int32_t *raised, int64_t words,
+                                  const int32_t *query, const float *factors, const float *scales,
+                                  float *scores, int64_t stride, LinesAhead ahead) {
   constexpr int TURNS = R == 1 ? 2 : 1, SUMS = R * DIGITS;
   __m512i acc[B][TURNS * SUMS];
   FA_UNROLL for (int b = 0; b < B; ++b) {
     const __m512i start = _mm512_load_si512(raised + b * W);
-    FA_UNROLL for (int i = 0; i < TURNS * SUMS; ++i)
-        acc[b][i] = i < SUMS && i % DIGITS == DIGITS - 1 ? start : _mm512_setzero_si512();
+    FA_UNROLL for (int i = 0; i < TURNS * SUMS; ++i) acc[b][i] =
+        i < SUMS && i % DIGITS == DIGITS - 1 ? start : _mm512_setzero_si512();
   }
   const int64_t query_words = words * DIGITS;
   for (int64_t word = 0; word < words; word += TURNS) {
@@ -146,37 +145,49 @@ template <int R, int B>
   }
 }
 
-// Weights times the scales of their values, as integers of 24 bits, in place: for each four keys four words,
-// a word for each digit, the lowest first, and one that is 0. What they stand for is to be multiplied by
-// 2^-e, where e, which is returned, brings the largest between 2^23 and 2^24.
-inline float put_weights(const float *scales, int64_t keys, float *weights) {
-  F top = zero();
+// Scores of a row become weights times the scales of their values; `sum` takes up the weights alone. Returns
+// the largest of what is written.
+inline F weigh(float reference, const float *scales, int64_t keys, float *s, F &sum) {
+  const F lowered = set1(reference);
+  F all = zero(), top = zero();
   for (int64_t j = 0; j < keys; j += W) {
-    const F weight = mul(load(weights + j), load(scales + j));
-    store(weights + j, weight);
-    top = max(weight, top);
+    const F weight = exp2(mul(sub(load(s + j), lowered), set1(LOG2E)));
+    const F scaled_weight = mul(weight, load(scales + j));
+    all = add(all, weight);
+    top = max(scaled_weight, top);
+    store(s + j, scaled_weight);
   }
+  sum = add(sum, all);
+  return top;
+}
+
+// By which power of two weights are multiplied to be integers of 24 bits.
+inline float exponent_of(F top) {
   const float highest = reduce_max(top);
-  const float exponent = highest > 0 ? 23.0f - static_cast<float>(std::ilogb(highest)) : 0.0f;
-  const __m512i digits_together = _mm512_broadcast_i32x4(
-      _mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0));
+  return highest > 0 ? 23.0f - static_cast<float>(static_cast<int>(to_bits(highest) >> 23) - 127) : 0.0f;
+}
+
+// Such integers, in place: for each four keys four words, a word for each digit, the lowest first, and one
+// that is 0.
+inline void put_weights(float exponent, int64_t keys, float *weights) {
+  const __m512i digits_together =
+      _mm512_broadcast_i32x4(_mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0));
   for (int64_t j = 0; j < keys; j += W) {
     const __m512i number = _mm512_cvtps_epi32(_mm512_scalef_ps(load(weights + j), set1(exponent)));
     _mm512_store_si512(weights + j, _mm512_shuffle_epi8(number, digits_together));
   }
-  return exponent;
 }
 
 // 64 columns of the values [key, key + n), from `column` on: fours of keys, interleaved, an even number of
 // them; zeros behind the last value and the last column.
 [[gnu::noinline]] void lay_values(const KvRows &source, int64_t dim, int64_t column, int64_t key, int64_t n,
-                       char *values, LinesAhead ahead) {
+                                  char *values, LinesAhead ahead) {
   RowWalk walk = {source, key};
   for (int64_t j = 0; j < round_up(n, 8); j += 4, values += FOUR_VALUES) {
     __m512i line[4], out[4];
-    FA_UNROLL for (int i = 0; i < 4; ++i)
-        line[i] = j + i < n ? load_line(reinterpret_cast<const int8_t *>(walk.next()) + column, dim - column)
-                            : _mm512_setzero_si512();
+    FA_UNROLL for (int i = 0; i < 4; ++i) line[i] =
+        j + i < n ? load_line(reinterpret_cast<const int8_t *>(walk.next()) + column, dim - column)
+                  : _mm512_setzero_si512();
     interleave(line, out);
     FA_UNROLL for (int i = 0; i < 4; ++i) _mm512_store_si512(values + i * 64, out[i]);
     ahead.fetch();
@@ -219,8 +230,10 @@ template <int R>
   }
 }
 
-// Which of the 64 columns stands in lane `lane` of vector `vector` of the sums.
-inline int64_t column_of(int64_t vector, int64_t lane) { return lane / 4 * 16 + vector * 4 + lane % 4; }
+// Interleaving exchanges fours of columns: which stand at place `c` of the sums, a multiple of 4.
+inline int64_t column_of(int64_t c) {
+  return c / VALUE_COLUMNS * VALUE_COLUMNS + c / 4 % 4 * 16 + c / 16 % 4 * 4;
+}
 
 }  // namespace
 }  // namespace FA_NAMESPACE

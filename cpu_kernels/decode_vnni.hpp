@@ -9,10 +9,12 @@
 //
 // Nothing is lost by small operands: a query and the weights of a tile of keys are integers of 24 bits, in
 // three digits of base 256, relative to their largest. Sums of their products with bytes are exact: a lane
-// adds up at most head_dim (or a tile's keys) products below 2^15, far from 2^31.
+// adds up at most head_dim (or a tile's keys) products below 2^15, far from 2^31. Two digits would be faster,
+// but one element far above the others of its query would cost the scores as much as the rounding of the
+// cache.
 //
 // K and V of a tile are read in turns, and each is asked for while the other is at work, at the pace of that
-// work: so memory is never idle.
+// work, so that memory is seldom idle.
 #pragma once
 #include "vnni_operands.hpp"
 
@@ -20,7 +22,6 @@ namespace FA_NAMESPACE {
 namespace {
 
 constexpr int VNNI_DECODE_ROWS = 16;
-constexpr int VNNI_MOST_KEYS = 256;  // of a tile of keys: see decode_keys in plan.cpp
 
 struct VnniDecodeSpace {
   char *keys, *copy, *values;
@@ -58,7 +59,6 @@ struct VnniDecoder {
   const VnniDecodeSpace &space;
   const KvRows k, v, k_scales, v_scales;
   const int rows;
-  int64_t end = 0;
   PacedRows k_ahead, v_ahead;
   RowState state[VNNI_DECODE_ROWS];
   float factors[VNNI_DECODE_ROWS];  // of scores
@@ -157,8 +157,7 @@ struct VnniDecoder {
     }
   }
 
-  void run(int64_t begin, int64_t past) {
-    end = past;
+  void run(int64_t begin, int64_t end) {
     for (int64_t key = begin; key < end; key += tiles.key_tile) {
       const int64_t keys = minimum(tiles.key_tile, end - key);
       v_ahead.begin(key, keys, score_cycles(keys));

@@ -46,7 +46,8 @@ struct KvAhead {
 
 // Where to ask for memory in a loop: two lines a turn, each turn `step` bytes further. No test, since a
 // branch in an innermost loop makes GCC 12 keep accumulators in memory, and no more arithmetic, since that
-// would take turns with the products. A hint never faults, so the last may point past the end.
+// would take turns with the products. A hint never faults, so the last may point past the end. Lines go to
+// L1: they are used within the next few thousand cycles.
 struct LinesAhead {
   const char *at;
   int64_t step;

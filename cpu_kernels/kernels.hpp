@@ -59,6 +59,7 @@ struct Kernels {
                 void *workspace);
 };
 
-extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_amx;
+extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512, kernels_avx512_vnni, kernels_avx512_bf16,
+    kernels_amx;
 
 }  // namespace fa

@@ -12,6 +12,13 @@
 #include "plan.hpp"
 
 namespace fa {
+namespace {
+
+// From so many query rows of a KV head on tiles decode a cache faster: of bfloat16 than dot products of
+// float32, where up to four rows share each key and value once it is widened, of int8 than those of bytes.
+constexpr int64_t TILED_ROWS = 5;
+
+}  // namespace
 
 // Linux hands out the tile registers (8 KiB to save at each switch of a thread) only to processes that ask.
 // What is granted holds for every thread, and for children.
@@ -47,6 +54,11 @@ const Kernels *kernels_of(int isa) {
                  ? &kernels_avx512
                  : nullptr;
 #endif
+#if defined(FA_HAVE_AVX512_VNNI)
+    case FA_ISA_AVX512_VNNI:
+      return kernels_of(FA_ISA_AVX512) && __builtin_cpu_supports("avx512vnni") ? &kernels_avx512_vnni
+                                                                               : nullptr;
+#endif
 #if defined(FA_HAVE_AVX512_BF16)
     case FA_ISA_AVX512_BF16:
       return kernels_of(FA_ISA_AVX512) && __builtin_cpu_supports("avx512bf16") ? &kernels_avx512_bf16
@@ -61,18 +73,18 @@ const Kernels *kernels_of(int isa) {
 
 const Kernels *choose_kernels(const fa_problem &p) {
   const Kernels *const asked = kernels_of(p.isa);
-  if (!asked || p.isa < FA_ISA_AVX512_BF16) return asked;
+  if (!asked || p.isa < FA_ISA_AVX512_VNNI) return asked;
   const Kernels *const wide = kernels_of(FA_ISA_AVX512);
   const int64_t rows = p.q_heads / p.kv_heads * p.q_len;
-  if (asked->decode_rows > 0 && rows <= asked->decode_rows) {
-    // Few rows are read as fast, or faster, by dot products along head_dim, where up to four rows share each
-    // key and value once it is widened to float32. int8 costs more to widen, so that tiles pay earlier.
-    const int64_t least = p.kv_dtype == FA_BFLOAT16 ? 5 : 4;
-    const bool tiled = p.kv_dtype == FA_BFLOAT16 || p.kv_dtype == FA_INT8;
-    return tiled && rows >= least ? asked : wide;
+  if (rows <= wide->decode_rows) {
+    const bool tiled = p.isa == FA_ISA_AMX && rows >= TILED_ROWS;
+    if (p.kv_dtype == FA_BFLOAT16) return tiled ? asked : wide;
+    if (p.kv_dtype != FA_INT8) return wide;
+    const Kernels *const vnni = kernels_of(FA_ISA_AVX512_VNNI);
+    return tiled ? asked : vnni ? vnni : wide;
   }
   const bool pairs = p.q_dtype == FA_BFLOAT16 && p.kv_dtype == FA_BFLOAT16;
-  return pairs && rows > wide->decode_rows ? asked : wide;
+  return pairs && p.isa >= FA_ISA_AVX512_BF16 ? asked : wide;
 }
 
 }  // namespace fa
@@ -94,6 +106,7 @@ const char *fa_isa_name(int isa) {
     case FA_ISA_BASELINE: return "baseline";
     case FA_ISA_AVX2: return "avx2";
     case FA_ISA_AVX512: return "avx512";
+    case FA_ISA_AVX512_VNNI: return "avx512_vnni";
     case FA_ISA_AVX512_BF16: return "avx512_bf16";
     case FA_ISA_AMX: return "amx";
     default: return "";

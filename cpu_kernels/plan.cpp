@@ -52,6 +52,9 @@ int64_t decode_keys(const fa_problem &p, const Kernels &kernels) {
     const int64_t dim = at_least(p.head_dim, p.v_dim);
     return at_most(256, at_least(64, cache_or_default(1) / 3 / (dim * size) / 64 * 64));
   }
+  // Keys and values wait in a third of L1 until they are laid out; what is laid out takes as much.
+  if (kernels.isa == FA_ISA_AVX512_VNNI)
+    return at_most(256, at_least(64, cache_or_default(1) / 3 / (p.head_dim + p.v_dim) / 64 * 64));
   // 4 KiB of keys: K and V are read in turns so short that what streams from memory is of both. int8 takes
   // more work than time to read, of which there is less in longer tiles.
   const int64_t bytes = p.kv_dtype == FA_INT8 ? 8 << 10 : 4 << 10;

@@ -3,6 +3,7 @@
 #pragma once
 #include "decode.hpp"
 #include "isa/tiles.hpp"
+#include "kv_lines.hpp"
 
 namespace FA_NAMESPACE {
 namespace {
@@ -12,8 +13,6 @@ constexpr int AMX_MOST_KEYS = 256;  // of a tile of keys: see decode_keys in pla
 constexpr int PIECES = 3;
 constexpr int MOST_ROWS_A_TILE = W / PIECES;  // query rows whose pieces fit into one tile
 
-template <class T>
-constexpr int LINE_ELEMENTS = 64 / static_cast<int>(sizeof(T));  // of a cache line, which is a row of a tile
 template <class T>
 constexpr int WEIGHT_TILES = sizeof(T) == 1 ? 1 : 2;  // a tile of keys
 template <class T>
@@ -27,41 +26,6 @@ struct TileSums {  // what the tiles of this type add up
 template <>
 struct TileSums<int8_t> {
   using Is = int32_t;
-};
-
-// Rows one after the other. A row's place is looked up where a page begins only: a division for each row
-// would take longer than the work on it.
-struct RowWalk {
-  const KvRows &rows;
-  int64_t key;
-  const char *at = nullptr;
-  int64_t left = 0;  // rows from here on that lie row_bytes apart
-
-  const char *next() {
-    if (left == 0) {
-      at = rows.at(key);
-      left = rows.run(key, INT64_MAX);
-    }
-    const char *const row = at;
-    ++key;
-    --left;
-    at += rows.row_bytes;
-    return row;
-  }
-};
-
-// Rows of K or of V to come, asked for few by few between other work, each once and in order.
-struct KvAhead {
-  RowWalk walk;
-  const int64_t lines;  // of a row
-  int64_t past;
-
-  __attribute__((always_inline)) inline void fetch(int64_t count) {
-    for (const int64_t last = minimum(walk.key + count, past); walk.key < last;) {
-      const char *const row = walk.next();
-      for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(row + i * LINE, 0, 2);
-    }
-  }
 };
 
 inline __m512i high_half(__m512i bits) {
@@ -120,14 +84,6 @@ inline float put_query_int8(const float *row, int64_t k_steps, char *tiles, int 
     for (int i = 0; i < PIECES; ++i) put_column(_mm512_load_si512(digits[i]), tiles, column + i);
   }
   return highest / LARGEST;
-}
-
-template <class T>
-inline __m512i load_line(const T *row, int64_t left) {  // left: elements up to the end of the row
-  if (left >= LINE_ELEMENTS<T>) return _mm512_loadu_si512(row);
-  if (left <= 0) return _mm512_setzero_si512();
-  if (sizeof(T) == 1) return _mm512_maskz_loadu_epi8((1ull << left) - 1, row);
-  return _mm512_maskz_loadu_epi16((1u << left) - 1, row);
 }
 
 // Where a tile of 16 keys or values lies: its rows, and the steps along a row.
@@ -276,16 +232,6 @@ inline float put_weights(const float *weights, int64_t keys, char *tiles, int64_
                       _mm512_cvtepi32_epi8(_mm512_srli_epi32(number, static_cast<unsigned>(16 - 8 * i))));
   }
   return highest / LARGEST;
-}
-
-// One line each of four neighbouring values, interleaved: four vectors of 16 columns.
-inline void interleave(const __m512i (&line)[4], __m512i (&out)[4]) {
-  const __m512i a = _mm512_unpacklo_epi8(line[0], line[1]), b = _mm512_unpackhi_epi8(line[0], line[1]);
-  const __m512i c = _mm512_unpacklo_epi8(line[2], line[3]), d = _mm512_unpackhi_epi8(line[2], line[3]);
-  out[0] = _mm512_unpacklo_epi16(a, c);
-  out[1] = _mm512_unpackhi_epi16(a, c);
-  out[2] = _mm512_unpacklo_epi16(b, d);
-  out[3] = _mm512_unpackhi_epi16(b, d);
 }
 
 // 64 columns of the values [key, key + n), from `column` on, as four tiles of 64 values times 16 columns for

@@ -32,7 +32,9 @@ class Engine:
 
     def accumulation_of_int8(self, rows: int) -> str:
         """How this engine sums rows of int8, for so many query rows of a KV head."""
-        return "digits" if self.isa == "amx" and 4 <= rows < PAIRS else self.accumulation
+        wide = cpu_kernels.ISAS.index("avx512")
+        digits = self.isa in cpu_kernels.ISAS[wide + 1 :]  # all machines with a later set have it
+        return "digits" if digits and rows < PAIRS else self.accumulation
 
     def attention(self, problem: Problem, **extra: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return (out, lse)."""

@@ -35,8 +35,8 @@ def test_dot_products_of_bfloat16_are_judged_by_their_rate() -> None:
         assert bool(lib.fa_bf16_dot_is_faster()) == (dot > 1.2 * fma)
 
 
-@pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa not in ("avx512_bf16", "amx")])
-def test_a_set_without_pairs_runs_everything_itself(isa: str) -> None:
+@pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa in ("baseline", "avx2", "avx512")])
+def test_a_set_for_everything_runs_everything_itself(isa: str) -> None:
     for rows in (1, 4, 9, 17, 100):
         for kv_dtype in (np.dtype(np.float32), np.dtype(np.float16), BF16, np.dtype(np.int8)):
             q_dtype = np.dtype(np.float32) if kv_dtype == np.int8 else kv_dtype
@@ -53,12 +53,23 @@ def test_pairs_multiply_bfloat16_and_leave_the_rest(isa: str) -> None:
     assert _kernels(isa, 1, float32, float32) == "avx512"
 
 
+@pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa in ("avx512_vnni", "avx512_bf16")])
+def test_products_of_bytes_decode_int8_and_leave_the_rest(isa: str) -> None:
+    float32, int8 = np.dtype(np.float32), np.dtype(np.int8)
+    for rows in range(1, 17):
+        assert _kernels(isa, rows, float32, int8) == "avx512_vnni"
+        assert _kernels(isa, rows, float32, float32) == "avx512"
+        assert _kernels(isa, rows, BF16, BF16) == "avx512"
+    assert _kernels(isa, 17, float32, int8) == "avx512"
+    assert _kernels("avx512_vnni", 17, BF16, BF16) == "avx512"
+
+
 @pytest.mark.skipif("amx" not in AVAILABLE, reason="this machine or this build lacks amx")
 def test_tiles_decode_where_enough_rows_share_a_key() -> None:
     float32, int8 = np.dtype(np.float32), np.dtype(np.int8)
-    for kv_dtype, least in ((BF16, 5), (int8, 4)):
+    for kv_dtype, fewer in ((BF16, "avx512"), (int8, "avx512_vnni")):
         for rows in range(1, 17):
-            assert _kernels("amx", rows, float32, kv_dtype) == ("amx" if rows >= least else "avx512")
+            assert _kernels("amx", rows, float32, kv_dtype) == ("amx" if rows >= 5 else fewer)
 
 
 def test_explain_says_whose_kernels_run_and_why() -> None:

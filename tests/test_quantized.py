@@ -75,6 +75,72 @@ def test_head_dims(head_dim: int, q_len: int, cpu_engine: Engine) -> None:
     _check(case, DTYPES[head_dim % 3], str(cpu_engine.isa))
 
 
+@pytest.mark.parametrize("rows", range(1, 18))
+def test_every_number_of_rows(rows: int, cpu_engine: Engine) -> None:
+    """Rows of one KV head are multiplied in groups, whose ends differ with their number."""
+    sizes = Sizes(1, rows, 1, 1, 333, 72, 40)
+    _check(Case(f"{rows} rows", sizes), DTYPES[rows % 3], str(cpu_engine.isa), threads=(1, 3))
+
+
+def _answer(q: np.ndarray, stored: Stored, engine: Engine) -> tuple[np.ndarray, Expected]:
+    problem = Problem(q, *dequantized(stored))
+    rows = q.shape[1] // stored.k.shape[1]
+    out, lse = attend(q, stored, {}, isa=str(engine.isa))
+    expected = solve(problem, "float32", engine.accumulation_of_int8(rows))
+    check(out, lse, expected)
+    return out, expected
+
+
+@pytest.mark.parametrize("heads", [1, 4, 8])
+def test_one_element_far_above_the_others(heads: int, cpu_engine: Engine) -> None:
+    """A query's integers count from its largest element, so what is small beside it is what may get lost.
+
+    Keys are 0 there, so that the others decide.
+    """
+    rng = np.random.default_rng(heads)
+    q, k, v = (rng.standard_normal((1, h, s, 128)) for h, s in ((heads, 1), (1, 500), (1, 500)))
+    q[..., 5], k[..., 5] = 1000.0, 0.0
+    out, expected = _answer(q.astype(np.float32), quantized(k, v), cpu_engine)
+    # 128 errors of 1000 / 2^24 at most move a score by some 1e-5; with sixteen bits it would be some 1e-2.
+    assert np.abs(out - expected.out).max() < 3e-5
+
+
+@pytest.mark.parametrize("heads", [1, 4, 8])
+def test_many_small_weights_beside_a_large_one(heads: int, cpu_engine: Engine) -> None:
+    """8,191 weights of e^-6 of the largest: together they count for more than it does."""
+    rng = np.random.default_rng(heads)
+    v = rng.standard_normal((1, 1, 8192, 64)) + 1.0
+    k = np.zeros((1, 1, 8192, 64))
+    k[:, :, 4000, 0] = 6.0 * 8.0
+    q = np.zeros((1, heads, 1, 64), np.float32)
+    q[..., 0] = 1.0
+    out, expected = _answer(q, quantized(k, v), cpu_engine)
+    assert np.abs(out - expected.out).max() < 2e-6
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8])
+def test_logits_that_grow_from_tile_to_tile(heads: int, cpu_engine: Engine) -> None:
+    """Each tile of keys has a new maximum, to which what was summed up before must move."""
+    rng = np.random.default_rng(heads)
+    q, k, v = (rng.standard_normal((1, h, s, 128)) for h, s in ((heads, 1), (1, 1500), (1, 1500)))
+    q[..., 0], k[..., 0] = 8.0, np.arange(1500) / 20.0  # in 64 keys by 2
+    _answer(q.astype(np.float32), quantized(k, v), cpu_engine)
+    q[..., 0], k[..., 0] = 8.0, np.arange(1500) // 256 * 14.0  # in 256 keys by 10, beyond what may wait
+    _answer(q.astype(np.float32), quantized(k, v), cpu_engine)
+
+
+def test_a_query_that_is_not_finite_spoils_its_own_row_only(cpu_engine: Engine) -> None:
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.standard_normal((1, h, s, 64)).astype(np.float32) for h, s in ((4, 1), (1, 99), (1, 99)))
+    stored = quantized(k, v)
+    clean, _ = attend(q, stored, {}, isa=str(cpu_engine.isa))
+    q[0, 1, 0, 7], q[0, 2, 0, 9] = np.nan, np.inf
+    out, lse = attend(q, stored, {}, isa=str(cpu_engine.isa))
+    assert np.isnan(out[0, 1:3]).any(axis=-1).all()
+    assert not np.isfinite(lse[0, 1:3]).any()
+    assert out[0, ::3].tobytes() == clean[0, ::3].tobytes()
+
+
 @pytest.mark.parametrize("q_len", [1, 6, 50])
 def test_extremes(q_len: int, cpu_engine: Engine) -> None:
     """All -127, all 127, rows of scale 0, scales from 1e-30 to 1e3: no sum of integers may wrap."""

@@ -26,6 +26,7 @@ from .plan import explain
 __all__ = [
     "AMX_BF16",
     "BF16_DOT",
+    "INT8_DOT",
     "READ_WAYS",
     "Limits",
     "Probe",
@@ -155,6 +156,7 @@ def _fma(threads: int, isa: str, seconds: float) -> float:
 
 
 BF16_DOT = Unit("bf16 dot", lambda threads, seconds: _total(threads, lib.fa_probe_bf16_dot_gflops, seconds))
+INT8_DOT = Unit("int8 dot", lambda threads, seconds: _total(threads, lib.fa_probe_int8_dot_gops, seconds))
 AMX_BF16 = Unit("AMX bf16", lambda threads, seconds: _total(threads, lib.fa_probe_amx_bf16_gflops, seconds))
 
 
@@ -174,7 +176,7 @@ def probe_arithmetic(threads: int, isa: str, seconds: float = _SURVEY_SECONDS) -
         isa=isa,
         fma_gflops=_fma(threads, isa, seconds),
         bf16_dot_gflops=BF16_DOT.measure(threads, seconds),
-        int8_dot_gops=_total(threads, lib.fa_probe_int8_dot_gops, seconds),
+        int8_dot_gops=INT8_DOT.measure(threads, seconds),
         amx_bf16_gflops=AMX_BF16.measure(threads, seconds),
         amx_int8_gops=_total(threads, lib.fa_probe_amx_int8_gops, seconds),
     )
@@ -217,9 +219,9 @@ def units(case: Case, isa: str) -> list[Unit]:
     """Return the arithmetic units of which the fastest is the case's peak.
 
     float32 is multiplied and added as it is; float16 and int8 are widened to it. bfloat16 has units of its
-    own on some machines. Prefill in the set that is the machine's default is judged by all that the machine
-    has, whether the kernels use it or not; in a set that somebody forced, and in decode, whose kernels may
-    be an older set's, by what that set has.
+    own on some machines, and so has int8 in decode. Prefill in the set that is the machine's default is
+    judged by all that the machine has, whether the kernels use it or not; in a set that somebody forced, and
+    in decode, whose kernels may be an older set's, by what that set has.
 
     Parameters
     ----------
@@ -229,6 +231,8 @@ def units(case: Case, isa: str) -> list[Unit]:
     """
     fma = Unit(arithmetic_name(isa), lambda threads, seconds: _fma(threads, isa, seconds))
     judged = explain(case, isa).isa if case.kind == "decode" else isa
+    if case.dtype == "int8" and judged == "avx512_vnni":
+        return [INT8_DOT]
     tiled = case.dtype == "int8" and judged == "amx"  # int8 widens to bfloat16 without loss
     if case.dtype != "bfloat16" and not tiled:
         return [fma]

@@ -66,9 +66,10 @@ def test_decode_is_judged_by_the_fastest_way_to_read(monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A machine whose rates the test sets: its FMA, bf16 dot, AMX and read, and whose kernels run."""
-    rates = {"fma": 100.0, "dot": 0.0, "amx": 0.0, "read": 10.0}
+    rates = {"fma": 100.0, "dot": 0.0, "int8": 0.0, "amx": 0.0, "read": 10.0}
     monkeypatch.setattr(limits, "_fma", lambda threads, isa, seconds: rates["fma"])
     monkeypatch.setattr(limits, "BF16_DOT", Unit("bf16 dot", lambda threads, seconds: rates["dot"]))
+    monkeypatch.setattr(limits, "INT8_DOT", Unit("int8 dot", lambda threads, seconds: rates["int8"]))
     monkeypatch.setattr(limits, "AMX_BF16", Unit("AMX bf16", lambda threads, seconds: rates["amx"]))
     monkeypatch.setattr(limits, "probe_read", lambda kv, threads, way, repeats=1: rates["read"])
     monkeypatch.setattr(limits, "default_isa", lambda: "amx")
@@ -116,16 +117,17 @@ def decoding(dtype: str, queries: int) -> tuple[Case, np.ndarray]:
         ("bfloat16", 8, "avx512_bf16", "bf16 dot"),
         ("bfloat16", 8, "amx", "read"),
         ("int8", 8, "avx512", "avx512 FMA"),
+        ("int8", 8, "avx512_vnni", "int8 dot"),
         ("int8", 8, "amx", "read"),
     ],
 )
 def test_decode_is_judged_by_the_slower_of_reading_and_computing(
     dtype: str, queries: int, isa: str, name: str, machine: dict[str, float]
 ) -> None:
-    machine |= {"dot": 50.0, "amx": 3000.0}
+    machine |= {"dot": 50.0, "int8": 200.0, "amx": 3000.0}
     case, kv = decoding(dtype, queries)
     probe = choose_probe(case, kv, isa)
-    peak = {"avx512 FMA": 100.0, "bf16 dot": 50.0, "read": np.inf}[name]
+    peak = {"avx512 FMA": 100.0, "bf16 dot": 50.0, "int8 dot": 200.0, "read": np.inf}[name]
     flops_per_byte = useful_flops(case) / case.kv_bytes
     assert probe.name == name
     assert probe.measure() == pytest.approx(min(10.0, peak / flops_per_byte))

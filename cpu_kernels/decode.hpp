@@ -1,4 +1,5 @@
 // Attention of few query rows over many keys (mirrors reference/decode.py): bound by reading K and V once.
+// For up to DECODE_ROWS rows a KV head; with more, decode_quads.hpp takes over.
 //
 // head_dim stands in the lanes. Scores are dot products, four keys at a time so that four sums are reduced
 // together; output columns are accumulated in registers over a tile of keys. All rows of a KV head (its query
@@ -21,7 +22,7 @@ namespace {
 constexpr int64_t AHEAD_BYTES = 1024;
 constexpr int64_t LINE = 64;  // bytes of a cache line
 constexpr int64_t MEMORY_PAGE = 4096;
-constexpr int DECODE_ROWS = W >= 16 ? 16 : 8;  // at most; more rows fill the lanes of prefill
+constexpr int DECODE_ROWS = W >= 16 ? 10 : 8;  // at most; with more, quads are faster (decode_quads.hpp)
 constexpr int ROW_GROUP = DECODE_ACC >= 16 ? 4 : 2;  // rows that share a loaded vector
 
 template <class T>

@@ -39,7 +39,7 @@ struct Tiles {
   int64_t item_rows; /* query rows of an item, a multiple of the sub-block */
   int64_t key_tile;  /* keys loaded (and widened) at a time */
   int64_t key_split; /* keys of an item at most */
-  bool decode;       /* few rows: dot products along head_dim */
+  bool decode;       /* few rows: they share each key and value as it is read */
   int64_t item_heads; /* KV heads of an item at most */
   int64_t key_block; /* with several of them: keys of one head before those of the next */
 };
@@ -49,7 +49,7 @@ struct Kernels {
   int lanes;       /* floats in a vector */
   int sub_rows;    /* query rows of a register sub-block */
   int decode_rows; /* up to this many rows of a KV head take the decode kernel */
-  bool decode_heads; /* which takes items of several KV heads */
+  int heads_rows; /* up to this many, it takes items of several KV heads; 0: never */
   size_t (*workspace_bytes)(const fa_problem &, const Tiles &);
   void (*prefill)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);
   void (*decode)(const fa_problem &, const Sequence &, const Item &, const Tiles &, void *workspace);

@@ -71,12 +71,18 @@ const Kernels *kernels_of(int isa) {
   }
 }
 
+namespace {
+// Up to here a set's own decode is asked first; above, prefill by products of pairs pays at once, while
+// decode by multiply-adds would go on (see quads.hpp).
+constexpr int64_t MOST_DECODE_ROWS = 16;
+}  // namespace
+
 const Kernels *choose_kernels(const fa_problem &p) {
   const Kernels *const asked = kernels_of(p.isa);
   if (!asked || p.isa < FA_ISA_AVX512_VNNI) return asked;
   const Kernels *const wide = kernels_of(FA_ISA_AVX512);
   const int64_t rows = p.q_heads / p.kv_heads * p.q_len;
-  if (rows <= wide->decode_rows) {
+  if (rows <= MOST_DECODE_ROWS) {
     const bool tiled = p.isa == FA_ISA_AMX && rows >= TILED_ROWS;
     if (p.kv_dtype == FA_BFLOAT16) return tiled ? asked : wide;
     if (p.kv_dtype != FA_INT8) return wide;

@@ -66,7 +66,7 @@ int64_t decode_keys(const fa_problem &p, const Kernels &kernels) {
 void plan_heads(const fa_problem &p, const Kernels &kernels, Tiles &tiles) {
   tiles.item_heads = 1;
   tiles.key_block = tiles.key_tile;
-  if (!tiles.decode || !kernels.decode_heads || !p.block_table) return;
+  if (!tiles.decode || tiles.item_rows > kernels.heads_rows || !p.block_table) return;
   const int64_t row_bytes = p.head_dim * element_size(p.kv_dtype);
   const int64_t head_bytes = tiles.item_rows * (p.head_dim + p.v_dim) * static_cast<int64_t>(sizeof(float));
   const int64_t held = at_least(1, cache_or_default(2) / 8 / head_bytes);

@@ -20,7 +20,7 @@ size_t workspace_bytes(const fa_problem &p, const Tiles &tiles) {
    FA_NAMESPACE::W,               \
    FA_NAMESPACE::PAIR_SUB_ROWS,   \
    0,                             \
-   false,                         \
+   0,                             \
    FA_NAMESPACE::workspace_bytes, \
    FA_NAMESPACE::prefill_bf16,    \
    nullptr,                       \

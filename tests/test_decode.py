@@ -114,7 +114,65 @@ def _features() -> list[Case]:
     ]
 
 
+def _rows() -> list[Case]:
+    """Every number of query rows a KV head at which another kernel, or another shape of one, takes over."""
+
+    def everything(rng: np.random.Generator, n: Sizes) -> Options:
+        mask = rng.standard_normal(n.scores).astype(np.float32)
+        mask[rng.random(n.scores) < 0.3] = -np.inf
+        return {
+            "window": (90, 3),
+            "mask": mask,
+            "softcap": 3.0,
+            "alibi_slopes": np.linspace(-0.1, 0.2, n.q_heads, dtype=np.float32),
+            "sinks": np.linspace(-2.0, 3.0, n.q_heads, dtype=np.float32),
+        }
+
+    def allowed(rng: np.random.Generator, n: Sizes) -> Options:
+        return {"mask": rng.random(n.scores) < 0.5}
+
+    draws = (options(causal=True), options(), everything, allowed, options(window=(20, 0)))
+    dims = [
+        (128, 128),
+        (64, 64),
+        (1, 1),
+        (40, 72),
+        (256, 33),
+        (16, 16),
+        (7, 130),
+        (33, 255),
+        (80, 80),
+        (96, 2),
+    ]
+    keys = (173, 64, 131, 16, 257, 5, 90)
+    rows = [*range(1, 21), 24, 28, 29, 32, 33, 36, 40, 43, 44, 45, 48, 49, 64]
+    cases = []
+    for i, count in enumerate(rows):
+        for j in range(3):
+            group = (1, count, 2 if count % 2 == 0 else 1)[j]
+            d, v_dim = dims[(i + 3 * j) % len(dims)]
+            sizes = Sizes(2, 2 * group, 2, count // group, keys[(i + 2 * j) % len(keys)], d, v_dim)
+            name = (
+                f"{count} rows, {group} heads, {sizes.k_len} keys, D {d}, Dv {v_dim}, {(i + j) % len(draws)}"
+            )
+            cases.append(Case(name, sizes, draws[(i + j) % len(draws)]))
+    cases.append(
+        Case("12 rows, large logits", Sizes(1, 6, 1, 2, 300, 64, 64), options(causal=True), gain(q=200.0))
+    )
+    lengths = (17, 90)
+    cases.append(
+        Case(
+            "20 rows, ragged, poisoned",
+            Sizes(2, 10, 1, 2, 90, 48, 40),
+            options(kv_lengths=lengths, causal=True),
+            poison(np.nan, lengths),
+        )
+    )
+    return cases
+
+
 LENGTHS = _lengths()
+ROWS = _rows()
 FEATURES = _features()
 
 
@@ -127,6 +185,12 @@ FEATURES = _features()
 )
 def test_lengths(case: Case, dtype: str, threads: int, engine: Engine) -> None:
     engine.check(*solved(case, dtype, engine.accumulation), num_threads=threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ROWS, ids=lambda case: case.name)
+def test_rows(case: Case, dtype: str, engine: Engine) -> None:
+    engine.check(*solved(case, dtype, engine.accumulation), num_threads=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

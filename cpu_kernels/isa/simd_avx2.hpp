@@ -135,6 +135,14 @@ inline void reduce_add4(float *dst, F a, F b, F c, F d) {
   _mm_storeu_ps(dst, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
 }
 
+// Quads, the halves of a vector: see simd_avx512.hpp.
+inline F spread4(const float *p) { return _mm256_broadcast_ps(reinterpret_cast<const __m128 *>(p)); }
+template <int I>
+inline F repeat(F a) {
+  return _mm256_permute_ps(a, I * 0x55);
+}
+inline F sum_quads(F a, F b, F c, F d) { return _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d)); }
+
 inline unsigned flush_denormals() {
   const unsigned saved = _mm_getcsr();
   _mm_setcsr(saved | 0x8040);

@@ -144,6 +144,20 @@ inline void reduce_add4(float *dst, F a, F b, F c, F d) {
   _mm_storeu_ps(dst, _mm_add_ps(_mm256_castps256_ps128(half8), _mm256_extractf128_ps(half8, 1)));
 }
 
+// Quads, the quarters of a vector. Four floats in every quad:
+inline F spread4(const float *p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+// element I of a quad in its four lanes;
+template <int I>
+inline F repeat(F a) {
+  return _mm512_permute_ps(a, I * 0x55);
+}
+// and the sums over the quads of four vectors, side by side.
+inline F sum_quads(F a, F b, F c, F d) {
+  const F ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const F cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+}
+
 inline unsigned flush_denormals() {
   const unsigned saved = _mm_getcsr();
   _mm_setcsr(saved | 0x8040);

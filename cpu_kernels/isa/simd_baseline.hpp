@@ -116,6 +116,18 @@ inline void reduce_add4(float *dst, F a, F b, F c, F d) {
   store(dst, (r[0] + r[2]) + (r[1] + r[3]));
 }
 
+// Quads; here a vector is one: see simd_avx512.hpp.
+inline F spread4(const float *p) { return load(p); }
+template <int N>
+inline F repeat(F a) {
+  return F{a[N], a[N], a[N], a[N]};
+}
+inline F sum_quads(F a, F b, F c, F d) {
+  F r[W] = {a, b, c, d};
+  transpose(r);
+  return (r[0] + r[2]) + (r[1] + r[3]);
+}
+
 #if defined(__SSE2__)
 inline unsigned flush_denormals() {
   const unsigned saved = _mm_getcsr();

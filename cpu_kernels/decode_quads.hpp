@@ -82,7 +82,7 @@ class QuadDecoder {
 
   void run(int64_t begin, int64_t end) {
     constexpr int64_t size = sizeof(T);
-    LinesAhead k_ahead(k.rows, p.head_dim * size, begin), v_ahead(v.rows, p.v_dim * size, begin);
+    LineWalk k_ahead(k.rows, p.head_dim * size, begin), v_ahead(v.rows, p.v_dim * size, begin);
     for (int64_t key = begin; key < end; key += key_tile) {
       const int64_t keys = minimum(key_tile, end - key), next = minimum(key + 2 * key_tile, end);
       k_ahead.limit(next);
@@ -121,12 +121,12 @@ class QuadDecoder {
   }
 
   // Lines to ask for in each of the steps that a tile takes.
-  int64_t share(const LinesAhead &ahead, int64_t steps) const {
+  int64_t share(const LineWalk &ahead, int64_t steps) const {
     return (key_tile * ahead.lines_of_row() + steps - 1) / steps;
   }
 
   // Float32 rows are copied, too: read in order and whole they come faster from memory, and here pages end.
-  Rows rows_of(const KvSource &src, int64_t key, int64_t keys, int64_t dim, LinesAhead &ahead) {
+  Rows rows_of(const KvSource &src, int64_t key, int64_t keys, int64_t dim, LineWalk &ahead) {
     each_row<T>(src, key, keys, [&](int64_t j, const T *from, F scale) {
       ahead.fetch(1);
       float *const to = space.tile + j * space.stride;

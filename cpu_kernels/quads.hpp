@@ -7,7 +7,7 @@
 // them.
 #pragma once
 #include "isa/simd.hpp"
-#include "lines_ahead.hpp"
+#include "line_walk.hpp"
 
 namespace FA_NAMESPACE {
 namespace {
@@ -86,7 +86,7 @@ template <int NV, int QUADS>
 // All keys of a tile, in fours (what lies behind the last one must be readable).
 template <int NV>
 inline void quad_scores(const float *q, const float *k, int64_t stride, int64_t keys, int64_t quads, float *s,
-                        LinesAhead &ahead, int64_t share) {
+                        LineWalk &ahead, int64_t share) {
   constexpr int KEYS = keys_of(NV);
   const int64_t lines = share * (quads / 4);
   int64_t j = 0;
@@ -101,7 +101,7 @@ inline void quad_scores(const float *q, const float *k, int64_t stride, int64_t 
 // All columns, as many at a time as are left.
 template <int NV, int QUADS>
 inline void quad_outputs(const float *weights, const float *v, int64_t stride, int64_t keys, int64_t quads,
-                         float *out, LinesAhead &ahead, int64_t share) {
+                         float *out, LineWalk &ahead, int64_t share) {
   for (; quads >= QUADS; quads -= QUADS, v += QUADS * QUAD, out += QUADS * NV * W)
     output_quads<NV, QUADS>(weights, v, stride, keys, out, ahead.take(share * keys, v), share);
   if constexpr (QUADS > 1) quad_outputs<NV, QUADS / 2>(weights, v, stride, keys, quads, out, ahead, share);

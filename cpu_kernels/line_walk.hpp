@@ -11,10 +11,10 @@ constexpr int64_t CACHE_LINE = 64;  // bytes
 // Always inlined: GCC takes a function that only prefetches for one without effect, and drops its calls.
 __attribute__((always_inline)) inline void prefetch_line(const char *at) { __builtin_prefetch(at, 0, 2); }
 
-class LinesAhead {
+class LineWalk {
  public:
   // Of rows that take `used` bytes each.
-  LinesAhead(const KvRows &rows, int64_t used, int64_t key) : rows_(rows), used_(used), key_(key) {}
+  LineWalk(const KvRows &rows, int64_t used, int64_t key) : rows_(rows), used_(used), key_(key) {}
 
   // Keys from here on are not asked for, for now.
   void limit(int64_t past) { past_ = past; }

@@ -15,7 +15,15 @@ extern "C" {
 
 enum fa_dtype { FA_FLOAT32, FA_FLOAT16, FA_BFLOAT16, FA_INT8 }; /* FA_INT8: of k and v only, with scales */
 enum fa_mask_kind { FA_MASK_NONE, FA_MASK_BOOL, FA_MASK_FLOAT32 };
-enum fa_isa { FA_ISA_BASELINE, FA_ISA_AVX2, FA_ISA_AVX512, FA_ISA_AVX512_VNNI, FA_ISA_AVX512_BF16, FA_ISA_AMX, FA_ISA_COUNT };
+enum fa_isa {
+  FA_ISA_BASELINE,
+  FA_ISA_AVX2,
+  FA_ISA_AVX512,
+  FA_ISA_AVX512_VNNI,
+  FA_ISA_AVX512_BF16,
+  FA_ISA_AMX,
+  FA_ISA_COUNT
+};
 enum fa_status { FA_OK, FA_NO_MEMORY, FA_NO_ISA, FA_NOT_FINITE };
 
 typedef struct fa_problem {

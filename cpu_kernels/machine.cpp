@@ -75,6 +75,7 @@ namespace {
 // Up to here a set's own decode is asked first; above, prefill by products of pairs pays at once, while
 // decode by multiply-adds would go on (see quads.hpp).
 constexpr int64_t MOST_DECODE_ROWS = 16;
+constexpr int64_t SHORT_PAGE_BYTES = 4096;
 }  // namespace
 
 const Kernels *choose_kernels(const fa_problem &p) {
@@ -86,8 +87,12 @@ const Kernels *choose_kernels(const fa_problem &p) {
     const bool tiled = p.isa == FA_ISA_AMX && rows >= TILED_ROWS;
     if (p.kv_dtype == FA_BFLOAT16) return tiled ? asked : wide;
     if (p.kv_dtype != FA_INT8) return wide;
+    // Few rows wait for memory, and short pages are read faster through several heads at once, which only
+    // multiply-adds do (decode_order.hpp).
+    const bool in_short_pages =
+        p.block_table && p.page_size * p.head_dim < SHORT_PAGE_BYTES && rows < TILED_ROWS;
     const Kernels *const vnni = kernels_of(FA_ISA_AVX512_VNNI);
-    return tiled ? asked : vnni ? vnni : wide;
+    return tiled ? asked : vnni && !in_short_pages ? vnni : wide;
   }
   const bool pairs = p.q_dtype == FA_BFLOAT16 && p.kv_dtype == FA_BFLOAT16;
   return pairs && p.isa >= FA_ISA_AVX512_BF16 ? asked : wide;

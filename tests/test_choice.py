@@ -64,6 +64,18 @@ def test_products_of_bytes_decode_int8_and_leave_the_rest(isa: str) -> None:
     assert _kernels("avx512_vnni", 17, BF16, BF16) == "avx512"
 
 
+@pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa in ("avx512_vnni", "avx512_bf16", "amx")])
+def test_short_pages_of_bytes_are_read_through_several_heads(isa: str) -> None:
+    for page_size, rows, expected in ((16, 1, "avx512"), (16, 4, "avx512"), (64, 4, "avx512_vnni")):
+        q, k = np.zeros((1, rows, 1, 64), np.float32), np.zeros((4, 1, page_size, 64), np.int8)
+        scales = np.ones(k.shape[:3], np.float32)
+        plan = cpu_kernels.explain(
+            q, k, k, q, scale=0.1, isa=isa, k_scales=scales, v_scales=scales, page_size=page_size,
+            block_table=np.arange(4, dtype=np.int32)[None], kv_lengths=np.array([60]), max_seqlen_k=60,
+        )  # fmt: skip
+        assert plan["isa"] == expected
+
+
 @pytest.mark.skipif("amx" not in AVAILABLE, reason="this machine or this build lacks amx")
 def test_tiles_decode_where_enough_rows_share_a_key() -> None:
     float32, int8 = np.dtype(np.float32), np.dtype(np.int8)

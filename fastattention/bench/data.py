@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,22 @@ def _fill(rng: np.random.Generator, array: NDArray[Any], scales: NDArray[Any] | 
             scales.reshape(-1, 1)[start : start + _DRAFT_ROWS] = scale
             draft = np.rint(draft / scale)
         part[...] = draft
+
+
+def without_pages(case: Case, data: Data) -> Data:
+    """Return the memory of a paged cache as that of a contiguous one, holding other sequences."""
+
+    def rows(pages: NDArray[Any]) -> NDArray[Any]:
+        return pages.reshape(case.batch, case.kv_heads, case.k_len, *pages.shape[3:])
+
+    return replace(
+        data,
+        k=rows(data.k),
+        v=rows(data.v),
+        k_scales=None if data.k_scales is None else rows(data.k_scales),
+        v_scales=None if data.v_scales is None else rows(data.v_scales),
+        block_table=None,
+    )
 
 
 def make_data(case: Case, seed: int = 0) -> Data:

@@ -48,7 +48,7 @@ class Goal:
     row : str
         Name of the case.
     kind : str
-        "limit", "points", "speed", "threads", "peers" or "memory".
+        "limit", "points", "speed", "threads", "beside", "peers" or "memory".
     text : str
         The target in a few characters.
     found : str
@@ -116,7 +116,7 @@ class Row:
     roofline : dict of str to float
         Decode: milliseconds that reading and computing would take by themselves.
     alone : list of list of float
-        Rows of several threads: the same call on one, in the same rounds.
+        In the same rounds: of several threads the same call on one; of pages the same memory without.
     """
 
     case: Case
@@ -191,7 +191,7 @@ class Row:
 
     @property
     def speedup(self) -> float | None:
-        """How many times our time one thread takes: median over the rounds; None for a row of one thread."""
+        """How many times our time the call beside it takes (`alone`): median over the rounds, or None."""
         return statistics.median(ratios(self.rounds, self.alone)) if self.alone else None
 
     @property

@@ -17,7 +17,7 @@ from . import peers as peer_module
 from . import results
 from .calls import forced_isa, make_out, missing, our_call
 from .cases import Case, useful_flops
-from .data import Data, make_data
+from .data import Data, make_data, without_pages
 from .environment import describe
 from .limits import choose_probe, probe_arithmetic
 from .measure import TOLERANCE, Expected, error, expected_rows, pin, pinned, process_cores
@@ -47,7 +47,7 @@ _EFFORT = {"quick": Effort(3, 0.5, 0.3), "default": Effort(5, 1.0, 0.4), "full":
 
 
 #: Name of our own call on one thread, among those that take turns in a row of several.
-_ALONE = "one thread"
+_BESIDE = "ours, plainer"
 
 
 def measure_case(
@@ -80,10 +80,11 @@ def measure_case(
             found[peer.name], way = peer_module.choose(peer, case, data, expected)
             if way:
                 calls[peer.name] = way.call
-        if case.threads > 1:
-            deviation_alone, calls[_ALONE] = _checked(replace(case, threads=1), data, expected)
-            if not deviation_alone <= TOLERANCE[case.dtype]:
-                run.failures[case.name] = f"on one thread: error {deviation_alone:.1e}"
+        other = _beside(case, data, expected)
+        if other is not None:
+            deviation_beside, calls[_BESIDE] = _checked(*other)
+            if not deviation_beside <= TOLERANCE[case.dtype]:
+                run.failures[case.name] = f"{other[0].name}: error {deviation_beside:.1e}"
                 return
         probe = choose_probe(case, data.kv, isa)
         seen = take_turns(
@@ -94,13 +95,13 @@ def measure_case(
             budget=effort.budget,
             peer_budget=effort.peer_budget,
             pause=_PAUSE if case.threads > 1 else 0.0,
-            every={_ALONE},
+            every={_BESIDE},
             settle=lambda: pin(cores),
         )
         kernels = explain(case, isa).isa
-    if _ALONE in seen.raised:
-        raise seen.raised[_ALONE]
-    alone = seen.peers.pop(_ALONE, [])
+    if _BESIDE in seen.raised:
+        raise seen.raised[_BESIDE]
+    beside = seen.peers.pop(_BESIDE, [])
     for name, times in seen.peers.items():
         found[name] = replace(found[name], rounds=times)
     for name, problem in seen.raised.items():
@@ -117,9 +118,22 @@ def measure_case(
             peers=found,
             isa=kernels,
             roofline=probe.times,
-            alone=alone,
+            alone=beside,
         )
     )
+
+
+def _beside(case: Case, data: Data, expected: Expected) -> tuple[Case, Data, Expected] | None:
+    """Return the plainer case that a row is timed beside, in the same rounds, or None.
+
+    Of several threads: the same on one. Of pages: the same memory as a contiguous cache.
+    """
+    if case.threads > 1:
+        return replace(case, threads=1), data, expected
+    if case.page_size:
+        flat, flat_data = replace(case, page_size=None), without_pages(case, data)
+        return flat, flat_data, expected_rows(flat, flat_data)
+    return None
 
 
 def _checked(case: Case, data: Data, expected: Expected) -> tuple[float, Callable[[], object]]:

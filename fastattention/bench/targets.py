@@ -51,8 +51,8 @@ class Relation:
         Fields in which the other row's case differs, and their values there.
     kind : str
         "points": at most so many percentage points of the limit below the other row; "speed": at least so
-        many times as many calls a second as the other row, both in proportion to their limits; "threads":
-        likewise to the same case on one thread, timed in the same rounds.
+        many times as many calls a second as the other row, both in proportion to their limits; "threads" and
+        "beside": likewise as the same case on one thread, and without pages, timed in the same rounds.
     bound : float
     """
 
@@ -87,7 +87,7 @@ def _mask(mask: str) -> Relation:
 
 def _pages(page_size: int, bound: float) -> Relation:
     of = {"kind": "decode", "page_size": page_size}
-    return Relation(f"{bound} of flat", of, {"page_size": None}, "speed", bound)
+    return Relation(f"{bound} of flat", of, {"page_size": None}, "beside", bound)
 
 
 RELATIONS: tuple[Relation, ...] = (
@@ -182,11 +182,12 @@ def judge(run: Run) -> list[Goal]:
 
 
 def _related(row: Row, other: Row | None, relation: Relation) -> Goal | None:
-    if relation.kind == "threads":
+    if relation.kind in ("threads", "beside"):
         if row.speedup is None:
             return None
         value = row.speedup
-        found = f"{value:.2f} times one thread's speed"
+        plainer = "one thread" if relation.kind == "threads" else "the contiguous cache"
+        found = f"{value:.2f} times {plainer}'s speed"
     elif other is None:
         return None
     elif relation.kind == "points":
@@ -200,7 +201,7 @@ def _related(row: Row, other: Row | None, relation: Relation) -> Goal | None:
         value = (row.percent / row.work) / (other.percent / other.work)
         found = f"{value:.2f} of the speed of {other.case.name}"
     else:
-        raise ValueError(f"kind: expected points, speed or threads, got {relation.kind!r}")
+        raise ValueError(f"kind: expected points, speed, threads or beside, got {relation.kind!r}")
     return Goal(
         row.case.name, relation.kind, relation.text, found, value, relation.bound, value >= relation.bound
     )

@@ -14,7 +14,7 @@ from fastattention import cpu_kernels, reference
 from fastattention.bench import calls, measure
 from fastattention.bench.calls import forced_isa, make_out, missing, our_call
 from fastattention.bench.cases import Case
-from fastattention.bench.data import Data, make_data
+from fastattention.bench.data import Data, make_data, without_pages
 from fastattention.bench.plan import Plan
 
 CASE = Case("decode", "float32", 4, 2, 3, 48, 16, batch=2)
@@ -83,6 +83,19 @@ def test_pages_are_shuffled_and_whole() -> None:
     assert (steps == 1).mean() < 0.3  # else the pages would be as good as contiguous
     with pytest.raises(ValueError, match="whole pages"):
         make_data(replace(case, page_size=5))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.page_size], ids=lambda case: case.name)
+def test_without_pages_the_memory_is_a_contiguous_cache(case: Case) -> None:
+    data = make_data(case)
+    flat, flat_data = replace(case, page_size=None), without_pages(case, data)
+    assert flat_data.k.shape == (case.batch, case.kv_heads, case.k_len, case.head_dim)
+    for paged, contiguous in ((data.k, flat_data.k), (data.v, flat_data.v)):
+        assert contiguous.ctypes.data == paged.ctypes.data
+    assert flat_data.block_table is None
+    expected, out = measure.expected_rows(flat, flat_data), make_out(flat, flat_data)
+    our_call(flat, flat_data, out)()
+    assert measure.error(expected, out) <= measure.TOLERANCE[case.dtype]
 
 
 def test_int8_uses_its_whole_range() -> None:

@@ -83,7 +83,7 @@ struct AsyncLoads {
 #endif
 
 // How this kernel loads: by the copy engine where there is one and rows lie right for it.
-#if defined(FA_ASYNC)
+#if FA_ASYNC
 template <int ROWS, int DIM, int THREADS>
 using Loads = AsyncLoads<ROWS, DIM, THREADS>;
 #else

@@ -2,37 +2,49 @@
 // has the maps, reference/volta/tile.py the dataflow, lane by lane.
 //
 // One instruction is four independent 8x8x4 products, each by a quad-pair of lanes ({0-3,16-19}, {4-7,20-23},
-// ...). Each quad-pair takes eight query rows of its own, and all four the same keys. So no row crosses
-// quad-pairs, and weights become an operand within one.
+// ...). A warp of 32 rows gives each quad-pair eight rows of its own, and all four the same keys: no row crosses
+// quad-pairs, and weights become an operand within one. A warp of 16 rows (for wide heads, whose output would not
+// fit into registers) arranges them two by two: two share rows and part keys and columns among them.
 #pragma once
 #include "base.cuh"
 
 template <class T, int ROWS>
 struct VoltaAtom {
-  static_assert(ROWS == 32, "four quad-pairs of eight rows");
+  static_assert(ROWS == 32 || ROWS == 16, "four quad-pairs of eight rows, or two by two");
   static constexpr int WARP_ROWS = ROWS;  // query rows of a warp
   static constexpr int LANE_ROWS = 2;     // rows of which a lane holds results
-  static constexpr int N = 8;             // keys, or value columns, of a block of results
+  static constexpr int ABREAST = 32 / ROWS;  // quad-pairs side by side
+  static constexpr int N = 8 * ABREAST;   // keys, or value columns, of a block of results
   static constexpr int LANE_COLUMNS = 4;  // of them in each lane and row
-  static constexpr int DEPTH = 8;         // of head_dim, taken by one pair of 16-byte loads
-  static constexpr int KEY_DEPTH = 8;     // keys multiplied into the output at a time
   typedef float Block[LANE_ROWS][LANE_COLUMNS];
 
   const int lane;
   DEVICE explicit VoltaAtom(int lane_number) : lane(lane_number) {}
 
+  // Which of the quad-pairs side by side: bit 3 of the lane.
+  DEVICE int side() const { return ABREAST == 2 ? lane >> 3 & 1 : 0; }
+  // Number `t` of a quad-pair's eight rows, as a row of the warp. Lanes 0-7, 8-15, ... of a load of rows fall on
+  // eight neighbouring rows, or on four twice: in either case into different banks.
+  DEVICE int row_of(int t) const {
+    return ABREAST == 2 ? (t >> 2) * 8 + (lane >> 2 & 1) * 4 + (t & 3) : (t >> 2) * 16 + (lane >> 2 & 3) * 4 + (t & 3);
+  }
+  DEVICE int number() const { return (lane & 3) + 4 * (lane >> 4); }  // of a lane in its quad-pair
+
   // Rows and columns of the results that a lane holds.
-  DEVICE int row(int r) const { return (lane >> 4) * 16 + (lane >> 2 & 3) * 4 + (lane & 1) + 2 * r; }
-  DEVICE int score_column(int c) const { return (lane & 2) + (c & 1) + 4 * (c >> 1); }
+  DEVICE int row(int r) const { return row_of((lane & 1) + 2 * r + 4 * (lane >> 4)); }
+  DEVICE int score_column(int c) const { return side() * 8 + (lane & 2) + (c & 1) + 4 * (c >> 1); }
   // Output columns come in twos of blocks, so that one 16-byte load holds operands of both.
   DEVICE int output_column(int block, int c) const {
-    return (block >> 1) * 16 + (c >> 1) * 8 + (block & 1) * 4 + (lane & 2) + (c & 1);
+    return ((block >> 1) * ABREAST + side()) * 16 + (c >> 1) * 8 + (block & 1) * 4 + (lane & 2) + (c & 1);
   }
   // Over the lanes that share a row, for each of a lane's rows.
   template <class Combine>
   DEVICE void across_rows(float (&x)[LANE_ROWS], Combine combine) const {
 #pragma unroll
-    for (int r = 0; r < LANE_ROWS; ++r) x[r] = combine(x[r], __shfl_xor_sync(0xffffffffu, x[r], 2));
+    for (int r = 0; r < LANE_ROWS; ++r) {
+      x[r] = combine(x[r], __shfl_xor_sync(0xffffffffu, x[r], 2));
+      if (ABREAST == 2) x[r] = combine(x[r], __shfl_xor_sync(0xffffffffu, x[r], 8));
+    }
   }
 
   static DEVICE void multiply_rows_columns(float (&c)[LANE_ROWS][LANE_COLUMNS], const u32 (&a)[2], u32 b0, u32 b1) {
@@ -51,18 +63,18 @@ struct VoltaAtom {
         : "r"(a[0]), "r"(a[1]), "r"(b0), "r"(b1));
   }
 
-  // S (32 rows, BLOCKS * 8 keys) += Q K^T over DIM. q: the warp's first row; k: the tile's first key. Row
-  // strides count 16-byte chunks and are odd, so that the rows of a quarter-warp lie in different banks.
+  // S (BLOCKS * N keys) += Q K^T over DIM. q: the warp's first row; k: the tile's first key. Row strides count
+  // 16-byte chunks and are odd, so that the rows of a quarter-warp lie in different banks.
   template <int BLOCKS, int DIM, int STRIDE>
   DEVICE void scores(float (&s)[BLOCKS][LANE_ROWS][LANE_COLUMNS], const uint4 *q, const uint4 *k) const {
-    const int key = (lane & 3) + 4 * (lane >> 4);
+    const uint4 *const q_at = q + row_of(number()) * STRIDE, *const k_at = k + (side() * 8 + number()) * STRIDE;
 #pragma unroll
     for (int d = 0; d < DIM / 8; ++d) {
-      const uint4 a = q[lane * STRIDE + d];  // row `lane` of the warp: quad-pair (lane >> 2) & 3
+      const uint4 a = q_at[d];
       const u32 first[2] = {a.x, a.y}, second[2] = {a.z, a.w};
 #pragma unroll
       for (int n = 0; n < BLOCKS; ++n) {
-        const uint4 b = k[(n * 8 + key) * STRIDE + d];
+        const uint4 b = k_at[n * N * STRIDE + d];
         multiply_rows_columns(s[n], first, b.x, b.y);
         multiply_rows_columns(s[n], second, b.z, b.w);
       }
@@ -84,22 +96,35 @@ struct VoltaAtom {
     }
   }
 
-  // O (32 rows, OUT * 8 columns) += P V over BLOCKS * 8 keys; v: the tile's first value.
+  // O (OUT * N columns) += P V over BLOCKS * N keys; v: the tile's first value.
   template <int BLOCKS, int OUT, int STRIDE>
   DEVICE void output(float (&o)[OUT][LANE_ROWS][LANE_COLUMNS], const float (&w)[BLOCKS][LANE_ROWS][LANE_COLUMNS],
                      const uint4 *v) const {
-    static_assert(OUT % 2 == 0, "value columns come in sixteens");
+    static_assert(OUT % 2 == 0, "value columns come in twos of blocks");
+    const uint4 *const v_at = v + (lane & 3) * STRIDE + side() * 2 + (lane >> 4);
 #pragma unroll
     for (int n = 0; n < BLOCKS; ++n) {
-      u32 a[2][2];
-      operand(w[n], a);
+      u32 mine[2][2], a[2 * ABREAST][2];
+      operand(w[n], mine);
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (ABREAST == 2) {  // the other quad-pair of these rows has the other eight keys
+            const u32 theirs = __shfl_xor_sync(0xffffffffu, mine[half][i], 8);
+            a[half][i] = side() ? theirs : mine[half][i];
+            a[2 * ABREAST - 2 + half][i] = side() ? mine[half][i] : theirs;
+          } else {
+            a[half][i] = mine[half][i];
+          }
+        }
+#pragma unroll
+      for (int four = 0; four < 2 * ABREAST; ++four)
+#pragma unroll
         for (int c = 0; c < OUT / 2; ++c) {
-          const uint4 b = v[(n * 8 + half * 4 + (lane & 3)) * STRIDE + c * 2 + (lane >> 4)];
-          multiply_rows_rows(o[2 * c], a[half], b.x, b.y);
-          multiply_rows_rows(o[2 * c + 1], a[half], b.z, b.w);
+          const uint4 b = v_at[(n * N + four * 4) * STRIDE + c * 2 * ABREAST];
+          multiply_rows_rows(o[2 * c], a[four], b.x, b.y);
+          multiply_rows_rows(o[2 * c + 1], a[four], b.z, b.w);
         }
     }
   }

@@ -13,6 +13,7 @@ struct Attention {
   static constexpr int STRIDE = row_chunks(DIM), V_STRIDE = row_chunks(V_DIM);
   static constexpr int BLOCKS = KEYS / Atom::N, OUT = V_DIM / Atom::N;
   static constexpr int R = Atom::LANE_ROWS, C = Atom::LANE_COLUMNS;
+  static constexpr bool EARLY = FA_EARLY;  // loads are issued before the product they hide behind
   static constexpr int SHARED_BYTES = 16 * (ROWS * STRIDE + KEYS * STRIDE + KEYS * V_STRIDE);
 
   static DEVICE void run(const Problem &p, uint4 *shared) {
@@ -60,18 +61,20 @@ struct Attention {
     }
     for (int key = begin; key < past; key += KEYS) {
       const bool skip = idle || span.empty(key, key + KEYS);
-      v_loads.issue(v_rows, key, keys, v_dim, v);
+      if (EARLY) v_loads.issue(v_rows, key, keys, v_dim, v);
       float w[BLOCKS][R][C] = {};
       if (!skip) atom.template scores<BLOCKS, DIM, STRIDE>(w, q + warp * Atom::WARP_ROWS * STRIDE, k);
+      if (!EARLY) v_loads.issue(v_rows, key, keys, v_dim, v);
       v_loads.land(v);
       __syncthreads();
-      if (key + KEYS < past) k_loads.issue(k_rows, key + KEYS, keys, dim, k);
+      if (EARLY && key + KEYS < past) k_loads.issue(k_rows, key + KEYS, keys, dim, k);
       if (!skip) {
         if (MODIFIED) modify(w, modifiers, atom, head, warp_row, key);
         if (!span.full(key, key + KEYS)) hide(w, modifiers, atom, warp_row, key);
         soften(w, o, m, l, factor, atom);
         atom.template output<BLOCKS, OUT, V_STRIDE>(o, w, v);
       }
+      if (!EARLY && key + KEYS < past) k_loads.issue(k_rows, key + KEYS, keys, dim, k);
       if (key + KEYS < past) k_loads.land(k);
       __syncthreads();
     }

@@ -1,4 +1,6 @@
-// The entry of the tensor-core kernels. The including file defines FA_ATOM (70, 75, 80); the launcher defines
+// The entry of the tensor-core kernels. The including file defines FA_ATOM (70, 75, 80), FA_EARLY (loads are issued
+// before the product they hide behind) and FA_ODD_ROWS (rows in shared memory lie conflict-free); the launcher
+// defines
 //   FA_ELEMENT     Half, or Bfloat from sm_80 on
 //   FA_HEAD_DIM, FA_V_DIM   rounded up to a multiple of 16
 //   FA_WARPS, FA_WARP_ROWS  of a CTA, which takes FA_WARPS * FA_WARP_ROWS query rows

@@ -76,15 +76,24 @@ struct DecodeMma {
       m[half] = -INFINITY;
       l[half] = 0;
       seen[half] = g + 8 * half < rows ? interval_of(p, s, row / heads) : Interval{0, 0};
+    }
+  }
+
+  // The rows of Q as the left operand: its dimensions in the order of a key's.
+  DEVICE void load_queries() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first_row + minimum(g + 8 * half, rows - 1);
       const Rows at(p.q, p.q_strides, p.cu_seqlens_q ? 0 : s.batch, kv_head * heads + row % heads, s.q_row, 2);
-      const u16 *const from = reinterpret_cast<const u16 *>(at.row(row / heads));
+      const char *const from = at.row(row / heads);
 #pragma unroll
       for (int c = 0; c < CHUNKS; ++c)
 #pragma unroll
-        for (int i = 0; i < E / 2; ++i) {
-          const int d = c * 4 * E + t * E + 2 * i;
-          const u32 low = d < p.head_dim ? from[d] : 0, high = d + 1 < p.head_dim ? from[d + 1] : 0;
-          q[c * STEPS + i / 2][half + 2 * (i % 2)] = low | high << 16;
+        for (int part = 0; part < E / 8; ++part) {
+          const uint4 eight = load_line<2>(from, c * 4 * E + t * E + part * 8, static_cast<int>(p.head_dim), true);
+          const u32 word[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+          for (int i = 0; i < 4; ++i) q[c * STEPS + part * 2 + i / 2][half + 2 * (i % 2)] = word[i];
         }
     }
   }
@@ -100,17 +109,21 @@ struct DecodeMma {
     return static_cast<const char *>(base) +
            (batch * strides[0] + kv_head * strides[1] + (s.k_row + key) * strides[2]) * size;
   }
-  static DEVICE uint4 load(const char *row, int first, int dim, bool exists) {
+  // 16 bytes of a row from element `first` on, each of BYTES; zeros behind the row's end.
+  template <int BYTES>
+  static DEVICE uint4 load_line(const char *row, int first, int dim, bool exists) {
     uint4 x = make_uint4(0, 0, 0, 0);
     if (!exists || first >= dim) return x;
 #if FA_ALIGNED
-    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-        : "l"(row + first * SIZE));
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(row + first * BYTES));
 #else
     u32 word[4] = {};
+#pragma unroll
     for (int i = 0; i < 16; ++i)
-      if (first * SIZE + i < dim * SIZE) word[i / 4] |= static_cast<u32>(static_cast<u8>(row[first * SIZE + i])) << i % 4 * 8;
+      if (first * BYTES + i < dim * BYTES)
+        word[i / 4] |= static_cast<u32>(static_cast<u8>(row[first * BYTES + i])) << i % 4 * 8;
     x = make_uint4(word[0], word[1], word[2], word[3]);
 #endif
     return x;
@@ -121,7 +134,7 @@ struct DecodeMma {
       const int at = key + 8 * j + g;
       const char *const row = row_of(p.k, p.k_strides, minimum(at, past - 1), SIZE);
 #pragma unroll
-      for (int c = 0; c < CHUNKS; ++c) k[j][c] = load(row, (c * 4 + t) * E, static_cast<int>(p.head_dim), at < past);
+      for (int c = 0; c < CHUNKS; ++c) k[j][c] = load_line<SIZE>(row, (c * 4 + t) * E, static_cast<int>(p.head_dim), at < past);
     }
   }
   DEVICE void load_values(uint4 (&v)[4][V_CHUNKS], int key, int past) const {
@@ -130,7 +143,7 @@ struct DecodeMma {
       const int at = key + 8 * (j / 2) + 2 * t + j % 2;
       const char *const row = row_of(p.v, p.v_strides, minimum(at, past - 1), SIZE);
 #pragma unroll
-      for (int c = 0; c < V_CHUNKS; ++c) v[j][c] = load(row, (c * 8 + g) * E, static_cast<int>(p.v_dim), at < past);
+      for (int c = 0; c < V_CHUNKS; ++c) v[j][c] = load_line<SIZE>(row, (c * 8 + g) * E, static_cast<int>(p.v_dim), at < past);
     }
   }
 
@@ -217,9 +230,11 @@ struct DecodeMma {
     const int begin = maximum(low.first, split * each), past = minimum(high.past, (split + 1) * each);
     int key = begin + warp * KEYS;
     uint4 k[2][CHUNKS], v[4][V_CHUNKS];
-    if (key < past) load_keys(k, key, past);
-    for (; key < past; key += WARPS * KEYS) {
-      load_values(v, key, past);
+    // The first keys and values are on their way before the queries: they do not wait for one another.
+    if (key < past) load_keys(k, key, past), load_values(v, key, past);
+    load_queries();
+    for (bool first = true; key < past; key += WARPS * KEYS, first = false) {
+      if (!first) load_values(v, key, past);
       float x[2][4] = {};
       score(k, x);
       if (key + WARPS * KEYS < past) load_keys(k, key + WARPS * KEYS, past);

@@ -5,7 +5,7 @@
 #include "problem.cuh"
 
 // Chunks of a row in shared memory: an odd number, so that eight rows fall into all 32 banks.
-constexpr int row_chunks(int dim) { return dim / 8 | 1; }
+constexpr int row_chunks(int dim) { return FA_ODD_ROWS ? dim / 8 | 1 : dim / 8; }
 
 // The 16 bytes of a row of `dim` elements from `element` on. ALIGNED: rows begin at multiples of 16 bytes, and
 // dim is one of 8.

@@ -115,9 +115,9 @@ struct DecodeMma {
     uint4 x = make_uint4(0, 0, 0, 0);
     if (!exists || first >= dim) return x;
 #if FA_ALIGNED
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-                 : "l"(row + first * BYTES));
+    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+        : "l"(row + first * BYTES));
 #else
     u32 word[4] = {};
 #pragma unroll

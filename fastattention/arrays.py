@@ -96,14 +96,12 @@ def _from_torch(x: Any, name: str) -> NDArray[Any]:
     return array
 
 
-def cuda_kind(x: Any) -> str:
+def cuda_kind(x: Any, name: str = "q") -> str:
     """Return the kind of an array on a CUDA device; "" for all others, and for what is no array."""
     cls = type(x)
-    if cls is np.ndarray or not hasattr(cls, "__dlpack_device__"):
+    if issubclass(cls, np.ndarray) or not hasattr(cls, "__dlpack_device__"):
         return ""
-    library = _kind(x, "")
-    if library == "numpy":
-        return ""
+    library = _kind(x, name)
     if library == "torch":
         on_cuda = x.device.type == "cuda" and sys.modules["torch"].version.hip is None
         return f"torch cuda:{x.device.index}" if on_cuda else ""
@@ -129,7 +127,7 @@ def to_array(x: Any, name: str) -> tuple[Any, str]:
     if type(x) is np.ndarray:
         return x, "numpy"
     kind = _kind(x, name)
-    if not cuda_kind(x):
+    if not cuda_kind(x, name):
         return to_numpy(x, name)
     if kind == "torch":
         _refuse_gradient(x, name)

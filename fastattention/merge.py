@@ -63,7 +63,7 @@ def merge(parts: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     """
     parts = list(parts)
     first = parts[0][0] if parts and isinstance(parts[0], (tuple, list)) and parts[0] else None
-    if kind := cuda_kind(first):
+    if kind := cuda_kind(first, "parts[0] out"):
         with scope(kind):
             return _merge(*_checked(parts))
     return _merge(*_checked(parts))

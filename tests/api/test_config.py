@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastattention
-from fastattention import config, gpu, cpu_kernels
+from fastattention import config, cpu_kernels, gpu
 
 ISAS = cpu_kernels.available_isas()
 

@@ -84,7 +84,7 @@ HOST_ENGINES = [*CPU_ENGINES, pytest.param(Engine("reference"), id="reference")]
 def _gpu_engines() -> list[Any]:
     """The GPU's kernels with each atom that the card can run; without a card, one that is skipped."""
     if reason := gpu.why_not():
-        skipped = pytest.mark.skip(reason=f"no CUDA device ({reason.partition(':')[0]})")
+        skipped = pytest.mark.skip(reason=f"no CUDA device: {reason}")
         return [pytest.param(Engine("gpu"), id="gpu", marks=(pytest.mark.gpu, skipped))]
     own = gpu.atom_of(*gpu.card().capability)
     return [

@@ -1,4 +1,4 @@
-"""Arrays of CuPy, PyTorch and JAX on a GPU: what comes back, where it lies, and on which stream it was computed."""
+"""Arrays of CuPy, PyTorch and JAX on a GPU: what comes back, where it lies, on which stream it was made."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_torch(name, gpu_engine: Engine):
     lengths = torch.tensor([70, 9], device="cuda")
     here = fastattention.attention(q, k, v, kv_lengths=lengths)
     assert torch.equal(here, fastattention.attention(q, k, v, kv_lengths=lengths.cpu()))
-    with pytest.raises(TypeError, match="k: .*torch cuda:0.*got torch"):
+    with pytest.raises(TypeError, match=r"k: .*torch cuda:0.*got torch"):
         fastattention.attention(q, k.cpu(), v)
     with pytest.raises(TypeError, match="requires grad"):
         fastattention.attention(q.requires_grad_(), k, v)

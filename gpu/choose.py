@@ -201,7 +201,8 @@ def _decode(
         macros = _macros(atom=atom, warps=warps, **common)
     else:
         block_rows, keys, queries = 1, 4, 0
-        while block_rows < min(rows, 8):
+        most = 4 if kv_dtype == "int8" else 8  # more spill: a lane holds 16 elements of each int8 row
+        while block_rows < min(rows, most):
             block_rows *= 2
         lanes = 1  # that hold one key
         while lanes < min(32, _ceil(max(wide, v_wide), chunk)):

@@ -25,6 +25,6 @@ extern "C" __global__ void __launch_bounds__(Kernel::THREADS, FA_MIN_BLOCKS)
   const int first = row_block * Kernel::ROWS, all = static_cast<int>(p.q_heads / p.kv_heads * s.q_len);
   if (first >= all) return;
   Kernel(p, blockIdx.z, kv_head, row_block, shared).run(shared, blockIdx.x);
-  finish_decode<FA_QUERY, Kernel::COLUMNS, Kernel::ROWS, FA_WARPS>(p, s, shared, kv_head, first,
+  finish_decode<FA_QUERY, Kernel::COLUMNS, Kernel::ROWS, FA_WARPS, FA_MODIFIED != 0>(p, s, shared, kv_head, first,
                                                                    minimum(Kernel::ROWS, all - first), counters);
 }

@@ -274,7 +274,6 @@ struct Decode {
 
   // All lanes of a warp, then all warps.
   DEVICE void gather(float *shared) {
-    constexpr float UNIT = MODIFIED ? LOG2E : 1.0f;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       float sum = 0;
@@ -290,7 +289,7 @@ struct Decode {
         for (int mask = WARP / 2; mask >= L; mask /= 2) o[r][i] += __shfl_xor_sync(0xffffffffu, o[r][i], mask);
         if (group == 0) part[4 + element(i)] = o[r][i];
       }
-      if (lane == 0) part[0] = sum, part[1] = reference[r] * UNIT;
+      if (lane == 0) part[0] = sum, part[1] = reference[r];
     }
   }
 };

@@ -57,6 +57,7 @@ struct DecodeMma {
   uint4 *const q;  // left operands, in shared memory
   float o[V_CHUNKS * E][4];  // rows g, g, g + 8, g + 8; columns 2 t and 2 t + 1 of a block
   float m[2], l[2];
+  float value_unit;  // int8: outputs are in units of the largest scale so far, so that weights fit 16 bits
   Interval seen[2];
 
   DEVICE DecodeMma(const Problem &problem, int batch, int head, int row_block, float *shared)
@@ -70,7 +71,8 @@ struct DecodeMma {
         first_row(row_block * ROWS),
         rows(minimum(ROWS, static_cast<int>(heads * s.q_len) - first_row)),
         q(reinterpret_cast<uint4 *>(shared)),
-        o{} {
+        o{},
+        value_unit(0) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + minimum(g + 8 * half, rows - 1);
@@ -195,6 +197,7 @@ struct DecodeMma {
         behind |= x[j][i] > m[half] + FAR;
       }
     if (__any_sync(0xffffffffu, behind)) follow(x, UNIT);
+    if (SIZE == 1) scale_values(value_scale);
 #pragma unroll
     for (int j = 0; j < 2; ++j)
 #pragma unroll
@@ -204,6 +207,24 @@ struct DecodeMma {
         l[half] += x[j][i];
         if (SIZE == 1) x[j][i] *= value_scale[j][i % 2];
       }
+  }
+
+  // Scales of this step's values, in units of the largest so far.
+  DEVICE void scale_values(float (&scale)[2][2]) {
+    float top = fmaxf(fmaxf(scale[0][0], scale[0][1]), fmaxf(scale[1][0], scale[1][1]));
+#pragma unroll
+    for (int mask = 1; mask <= 2; mask *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, mask));
+    if (top > value_unit) {
+      const float shrink = value_unit / top;
+      value_unit = top;
+#pragma unroll
+      for (int n = 0; n < V_CHUNKS * E; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) o[n][i] *= shrink;
+    }
+    const float inverse = value_unit > 0 ? 1.0f / value_unit : 0.0f;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) scale[j][0] *= inverse, scale[j][1] *= inverse;
   }
 
   // References move up to the maxima of this step.
@@ -257,7 +278,6 @@ struct DecodeMma {
   }
 
   DEVICE void put(float *shared) {
-    constexpr float UNIT = MODIFIED ? LOG2E : 1.0f;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float sum = l[half];
@@ -265,13 +285,13 @@ struct DecodeMma {
       for (int mask = 1; mask <= 2; mask *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
       if (g + 8 * half >= rows) continue;
       float *const part = shared + (warp * ROWS + g + 8 * half) * P::SIZE;
-      if (t == 0) part[0] = sum, part[1] = m[half] * UNIT;
+      if (t == 0) part[0] = sum, part[1] = m[half];
 #pragma unroll
       for (int c = 0; c < V_CHUNKS; ++c)
 #pragma unroll
         for (int i = 0; i < E; ++i)
 #pragma unroll
-          for (int e = 0; e < 2; ++e) part[4 + (c * 8 + 2 * t + e) * E + i] = o[c * E + i][2 * half + e];
+          for (int e = 0; e < 2; ++e) part[4 + (c * 8 + 2 * t + e) * E + i] = o[c * E + i][2 * half + e] * (SIZE == 1 ? value_unit : 1.0f);
     }
   }
 };

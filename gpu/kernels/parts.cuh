@@ -1,6 +1,7 @@
 // Parts of a row's softmax: of the warps of a CTA in shared memory, of the CTAs that share a row's keys in global
-// memory. A part is its sum, its reference (both in powers of two) and its outputs before division. They are
-// merged as in reference/online_softmax.py: each times 2^(its reference - the largest).
+// memory. A part is its sum, its reference and its outputs before division. They are merged as in
+// reference/online_softmax.py: each times 2^((its reference - the largest) * unit). References stay in the units of
+// scores: modified ones may be as low as float32 goes, and times log2(e) they would be -inf.
 #pragma once
 #include "problem.cuh"
 
@@ -12,7 +13,8 @@ struct Parts {
   // Merged part of `count` parts, by all THREADS of a CTA, for `rows` rows that lie SIZE apart. `factors` is
   // shared memory for count floats a row. Calls store(row, column, four outputs, sum, reference).
   template <int THREADS, bool GLOBAL, class Store>
-  static DEVICE void merge(const float *parts, int count, i64 stride, int rows, float *factors, Store store) {
+  static DEVICE void merge(const float *parts, int count, i64 stride, int rows, float *factors, float unit,
+                           Store store) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     constexpr int WARPS = THREADS / WARP;
     // A warp a row: its largest reference, its sum, and each part's factor.
@@ -25,7 +27,7 @@ struct Parts {
       float *const factor = factors + r * (count + 2);
       for (int i = lane; i < count; i += WARP) {
         const float reference = read<GLOBAL>(row + i * stride + 1);
-        const float f = reference == -INFINITY ? 0.0f : exp2_fast(reference - top);
+        const float f = reference == -INFINITY ? 0.0f : exp2_fast((reference - top) * unit);
         factor[2 + i] = f;
         if (f != 0) sum += f * read<GLOBAL>(row + i * stride);
       }
@@ -63,21 +65,23 @@ struct Parts {
 // The last steps of a decode kernel, once each warp has put its part into shared memory: one part for the CTA,
 // and, by the last CTA of a row, the result. `rows` rows of KERNEL_ROWS from first_row on (row = query * heads of
 // the KV head + head).
-template <class TQ, int COLUMNS, int KERNEL_ROWS, int WARPS>
+template <class TQ, int COLUMNS, int KERNEL_ROWS, int WARPS, bool MODIFIED>
 DEVICE void finish_decode(const Problem &p, const Sequence &s, float *shared, int kv_head, int first_row, int rows,
                           u32 *counters) {
   typedef Parts<COLUMNS> P;
   constexpr int THREADS = WARPS * WARP;
+  constexpr float UNIT = MODIFIED ? LOG2E : 1.0f;  // scores that are not modified are powers of two already
   const int heads = static_cast<int>(p.q_heads / p.kv_heads), splits = gridDim.x;
   float *const factors = shared + WARPS * KERNEL_ROWS * P::SIZE;
   const auto write = [&](int r, int c, const float4 &four, float sum, float top) {
     const int row = first_row + r, head = kv_head * heads + row % heads, query = row / heads;
     const i64 batch = p.cu_seqlens_q ? 0 : s.batch;
     const bool nothing = sum == 0;
+    if (!MODIFIED) top *= LN2;  // natural from here on
     float inverse = nothing ? 0.0f : 1.0f / sum;
     if (p.sinks && !nothing) {
-      const float sink = p.sinks[head] * LOG2E, higher = fmaxf(top, sink), mine = exp2_fast(top - higher);
-      sum = sum * mine + exp2_fast(sink - higher);
+      const float sink = p.sinks[head], higher = fmaxf(top, sink), mine = exp2_fast((top - higher) * LOG2E);
+      sum = sum * mine + exp2_fast((sink - higher) * LOG2E);
       inverse = mine / sum;
       top = higher;
     }
@@ -89,17 +93,17 @@ DEVICE void finish_decode(const Problem &p, const Sequence &s, float *shared, in
       if (c + i < p.v_dim) to[c + i] = TQ::store(nothing ? 0.0f : x[i] * inverse);
     if (p.lse && c == 0)
       p.lse[batch * p.lse_strides[0] + head * p.lse_strides[1] + (s.q_row + query) * p.lse_strides[2]] =
-          nothing ? -INFINITY : top * LN2 + logf(sum);
+          nothing ? -INFINITY : top + logf(sum);
   };
   __syncthreads();
   if (splits == 1) {
-    P::template merge<THREADS, false>(shared, WARPS, KERNEL_ROWS * P::SIZE, rows, factors, write);
+    P::template merge<THREADS, false>(shared, WARPS, KERNEL_ROWS * P::SIZE, rows, factors, UNIT, write);
     return;
   }
   const i64 set = static_cast<i64>(blockIdx.z) * gridDim.y + blockIdx.y;
   float *const parts = p.parts + set * splits * KERNEL_ROWS * P::SIZE;
   float *const mine = parts + blockIdx.x * KERNEL_ROWS * P::SIZE;
-  P::template merge<THREADS, false>(shared, WARPS, KERNEL_ROWS * P::SIZE, rows, factors,
+  P::template merge<THREADS, false>(shared, WARPS, KERNEL_ROWS * P::SIZE, rows, factors, UNIT,
                                     [&](int r, int c, const float4 &four, float sum, float top) {
                                       *reinterpret_cast<float4 *>(mine + r * P::SIZE + 4 + c) = four;
                                       if (c == 0) mine[r * P::SIZE] = sum, mine[r * P::SIZE + 1] = top;
@@ -114,5 +118,5 @@ DEVICE void finish_decode(const Problem &p, const Sequence &s, float *shared, in
   __syncthreads();
   if (!last) return;
   __threadfence();
-  P::template merge<THREADS, true>(parts, splits, KERNEL_ROWS * P::SIZE, rows, shared, write);
+  P::template merge<THREADS, true>(parts, splits, KERNEL_ROWS * P::SIZE, rows, shared, UNIT, write);
 }

@@ -27,9 +27,14 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def to_device(array: np.ndarray) -> Any:
-    """Return an equal CuPy array with the same strides, as far off a multiple of 16 bytes."""
+    """Return an equal CuPy array with the same strides, as far off a multiple of 16 bytes.
+
+    Elements that do not lie at multiples of their size, which no GPU can read, are laid anew.
+    """
     import cupy
 
+    if not array.flags.aligned:
+        array = array.copy()
     if array.size == 0:
         return cupy.empty(array.shape, array.dtype)
     low, _ = byte_bounds(array)

@@ -26,7 +26,7 @@ requirements = $$($(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(ope
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test bench lint format docs docs-serve wheel clean distclean
+.PHONY: help dev test test-gpu bench lint format docs docs-serve wheel clean distclean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench $(
 
 test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models ## run the tests (ARGS="-k window" selects)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run the same cases on the GPU, with every atom that it has
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure this machine and the kernels (PEERS=1: and other libraries; ARGS=--quick, --ladder)
 	$(BIN)/python -m fastattention bench $(ARGS)

@@ -21,10 +21,11 @@ except ImportError as _error:
         ) from _error
     raise
 
-from .attention import attention, attention_varlen, merge
+from .attention import attention, attention_varlen
 from .cache import KVCache
-from .config import get_isa, num_threads, set_isa, show_config
+from .config import get_gpu_atom, get_isa, num_threads, set_gpu_atom, set_isa, show_config
 from .explain import Explanation, explain
+from .merge import merge
 
 __all__ = [
     "Explanation",
@@ -33,10 +34,12 @@ __all__ = [
     "attention_varlen",
     "cpu_kernels",
     "explain",
+    "get_gpu_atom",
     "get_isa",
     "merge",
     "num_threads",
     "reference",
+    "set_gpu_atom",
     "set_isa",
     "show_config",
 ]

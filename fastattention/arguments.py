@@ -12,16 +12,16 @@ from operator import index
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .arrays import to_numpy
+from .arrays import to_array
+from .device import addresses
 
 __all__ = [
     "MAX_LENGTH", "alibi_array", "flag", "float_option", "key_lengths", "mask_array", "operand",
     "output_array", "query_offsets", "sequence_starts", "sink_array", "usable", "window_bounds",
 ]  # fmt: skip
 
-Array = NDArray[Any]
+Array = Any  # NumPy's, or on a device CuPy's
 
 #: Longest sequence, of queries or keys.
 MAX_LENGTH = 2**31 - 1
@@ -36,13 +36,32 @@ _OVERLAP_WORK = 10_000
 
 
 def operand(x: Any, name: str, kind: str) -> Array:
-    """Return a NumPy view of an array argument that must be of the call's kind and in native byte order."""
-    array, own = to_numpy(x, name)
+    """Return an array argument, which must be of the call's kind and in native byte order.
+
+    In CPU memory it is a NumPy view, on a CUDA device a CuPy array.
+    """
+    array, own = to_array(x, name)
     if own != kind:
         raise TypeError(f"{name}: expected an array of the same kind as the others ({kind}), got {own}")
+    return _native(array, name)
+
+
+def _native(array: Array, name: str) -> Array:
     if not array.dtype.isnative:
         raise TypeError(f"{name}: byte-swapped arrays are not supported, got dtype {array.dtype.str!r}")
     return array
+
+
+def _host_operand(x: Any, name: str, kind: str) -> Array:
+    """Return a small array argument as a NumPy array, whose values are to be checked.
+
+    Next to arrays on a device it may lie there, and is copied, for which the call waits; or in CPU memory.
+    """
+    array, own = to_array(x, name)
+    library, on_device, _ = kind.partition(" cuda:")
+    if own != kind and not (on_device and own in ("numpy", library)):
+        raise TypeError(f"{name}: expected an array of the same kind as the others ({kind}), got {own}")
+    return _native(array if isinstance(array, np.ndarray) else array.get(), name)
 
 
 def usable(array: Array) -> Array:
@@ -51,6 +70,8 @@ def usable(array: Array) -> Array:
     They read any strides, negative and zero too, provided the last axis is contiguous and the address and the
     strides are multiples of the item size.
     """
+    if not isinstance(array, np.ndarray):
+        return array if array.strides[-1] == array.itemsize or array.shape[-1] == 1 else array.copy(order="C")
     if array.flags.aligned and (array.strides[-1] == array.itemsize or array.shape[-1] == 1):
         return array
     return array.copy(order="C")
@@ -128,12 +149,12 @@ def mask_array(mask: Any, shape: tuple[int, ...], kind: str, *, float64: bool) -
     if dtype.kind != "b" and dtype != np.float32:
         with np.errstate(over="ignore"):  # below float32's range is as hidden as -inf
             array = array.astype(np.float64 if float64 else np.float32)
-    elif not array.flags.aligned:
+    elif isinstance(array, np.ndarray) and not array.flags.aligned:
         array = array.copy(order="C")
     if array.shape == shape:
         return array
     try:
-        return np.broadcast_to(array, shape)
+        return np.broadcast_to(array, shape)  # CuPy's, where the array is CuPy's
     except ValueError:
         raise ValueError(
             f"mask: shape {array.shape} does not broadcast to (B, Hq, Sq, Sk) = {shape}"
@@ -141,7 +162,7 @@ def mask_array(mask: Any, shape: tuple[int, ...], kind: str, *, float64: bool) -
 
 
 def _float_vector(x: Any, name: str, kind: str, float64: bool) -> Array:
-    array = operand(x, name, kind)
+    array = _host_operand(x, name, kind)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected a floating dtype, got {array.dtype}")
     with np.errstate(over="ignore"):  # to inf, which is refused by name
@@ -174,7 +195,7 @@ def sink_array(sinks: Any, heads: int, kind: str, *, float64: bool) -> Array:
 
 def _integers(x: Any, name: str, kind: str, length: int | None, expected: str) -> Array:
     """Return a vector of integers as contiguous int64."""
-    array = operand(x, name, kind)
+    array = _host_operand(x, name, kind)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
     if array.ndim != 1 or (array.shape[0] != length if length is not None else array.shape[0] < 1):
@@ -227,6 +248,10 @@ def sequence_starts(starts: Any, name: str, rows_name: str, rows: int, kind: str
 
 
 def _overlap(a: Array, b: Array) -> bool:
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+        if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+            return False  # one in CPU memory, one on a device
+        a, b = addresses(a), addresses(b)
     if not np.may_share_memory(a, b):  # by bounds alone
         return False
     try:
@@ -261,20 +286,21 @@ def output_array(
     `inputs` are the other arguments by name, as the caller passed them; None and a plain integer share no
     memory.
     """
-    array, own = to_numpy(out, "out")
+    array, own = to_array(out, "out")
     if own != kind:
         raise TypeError(f"out: expected an array of the same kind as the others ({kind}), got {own}")
-    if kind == "jax":
+    if kind.partition(" ")[0] == "jax":
         raise TypeError("out: JAX arrays cannot be written to; leave out=None")
     if array.dtype != dtype:
         raise TypeError(f"out: expected dtype {dtype} (q's), got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {array.shape}")
-    if not array.flags.writeable:
+    host = isinstance(array, np.ndarray)
+    if host and not array.flags.writeable:
         raise ValueError("out: the array is read-only")
     if array.strides[-1] != array.itemsize and array.shape[-1] > 1 and array.size:
         raise ValueError(f"out: expected a contiguous last axis, got strides {array.strides} bytes")
-    if not array.flags.aligned:
+    if host and not array.flags.aligned:
         raise ValueError(f"out: expected addresses that are multiples of {array.itemsize} bytes")
     if _overlaps_itself(array):
         raise ValueError(
@@ -283,6 +309,6 @@ def output_array(
     for name, other in inputs:
         if other is None or isinstance(other, (int, np.integer)):
             continue
-        if _overlap(array, to_numpy(other, name)[0]):
+        if _overlap(array, to_array(other, name)[0]):
             raise ValueError(f"out: shares memory with {name}; attention cannot be computed in place")
     return array

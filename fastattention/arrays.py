@@ -1,8 +1,8 @@
-"""Arrays in and out: NumPy, PyTorch, JAX, or anything on the CPU with ``__dlpack__``, without a copy.
+"""Arrays in and out: NumPy, CuPy, PyTorch, JAX, or anything with ``__dlpack__``, without a copy.
 
 A call takes arrays of one *kind*, named by the top-level module of their type ("numpy", "torch", "jax", ...),
-and gives back arrays of that kind. No array library is imported here: whoever passes a tensor has imported
-its library.
+and gives back arrays of that kind. Arrays on CUDA devices have kinds of their own, which device.py makes. No
+array library is imported here: whoever passes a tensor has imported its library.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from .device import import_array as from_device
 from .dlpack import Bfloat16Exporter, import_array
 
-__all__ = ["BFLOAT16", "from_numpy", "to_numpy"]
+__all__ = ["BFLOAT16", "cuda_kind", "from_numpy", "to_array", "to_numpy"]
 
 #: The bfloat16 of `ml_dtypes`, as a NumPy dtype.
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
 # DLDeviceType: memory that the CPU can read (CPU, pinned CUDA host, pinned ROCm host), names for the rest.
 _CPU_READABLE = frozenset((1, 3, 11))
+_CUDA = frozenset((2, 13))
 _DEVICE_NAMES = {
     2: "CUDA",
     4: "OpenCL",
@@ -65,17 +67,22 @@ def _kind(x: Any, name: str) -> str:
 
 def _elsewhere(name: str, device: str) -> TypeError:
     return TypeError(
-        f"{name}: expected an array in CPU memory, got one on {device}; this version has no GPU kernels"
+        f"{name}: expected an array in CPU memory, got one on {device}; here, kernels are those "
+        "of CPUs and CUDA GPUs, and all arrays of a call lie on the same"
     )
+
+
+def _refuse_gradient(x: Any, name: str) -> None:
+    if x.requires_grad:
+        raise TypeError(
+            f"{name}: the tensor requires grad, and no gradient is computed here; pass {name}.detach()"
+        )
 
 
 def _from_torch(x: Any, name: str) -> NDArray[Any]:
     if x.device.type != "cpu":
         raise _elsewhere(name, str(x.device))
-    if x.requires_grad:
-        raise TypeError(
-            f"{name}: the tensor requires grad, and no gradient is computed here; pass {name}.detach()"
-        )
+    _refuse_gradient(x, name)
     torch = sys.modules["torch"]
     array: NDArray[Any]
     try:
@@ -87,6 +94,44 @@ def _from_torch(x: Any, name: str) -> NDArray[Any]:
             f"{name}: this {x.dtype} {x.layout} tensor cannot be read as an array: {error}"
         ) from error
     return array
+
+
+def cuda_kind(x: Any, name: str = "q") -> str:
+    """Return the kind of an array on a CUDA device; "" for all others, and for what is no array."""
+    cls = type(x)
+    if issubclass(cls, np.ndarray) or not hasattr(cls, "__dlpack_device__"):
+        return ""
+    library = _kind(x, name)
+    if library == "torch":
+        on_cuda = x.device.type == "cuda" and sys.modules["torch"].version.hip is None
+        return f"torch cuda:{x.device.index}" if on_cuda else ""
+    if library == "cupy" and hasattr(x, "device"):
+        return f"cupy cuda:{int(x.device.id)}"
+    try:
+        device, number = x.__dlpack_device__()
+    except (BufferError, RuntimeError, ValueError):  # to_numpy says what is wrong
+        return ""
+    return f"{library} cuda:{int(number)}" if int(device) in _CUDA else ""
+
+
+def to_array(x: Any, name: str) -> tuple[Any, str]:
+    """Return an array as `to_numpy` does, and one on a CUDA device as a CuPy array.
+
+    Raises
+    ------
+    ImportError
+        The array lies on a CUDA device, and there is no CuPy.
+    TypeError
+        As `to_numpy`; arrays on other devices than CPUs and CUDA's.
+    """
+    if type(x) is np.ndarray:
+        return x, "numpy"
+    kind = _kind(x, name)
+    if not cuda_kind(x, name):
+        return to_numpy(x, name)
+    if kind == "torch":
+        _refuse_gradient(x, name)
+    return from_device(x, name, kind)
 
 
 def to_numpy(x: Any, name: str) -> tuple[NDArray[Any], str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from .arguments import operand
-from .arrays import BFLOAT16, from_numpy, to_numpy
+from .arrays import cuda_kind
 from .backends import run
-from .validate import validate, validate_varlen
+from .device import scope
+from .validate import Problem, validate, validate_varlen
 
-__all__ = ["attention", "attention_varlen", "merge"]
+__all__ = ["attention", "attention_varlen"]
 
 
 def attention(
@@ -44,8 +43,8 @@ def attention(
     ----------
     q : array, shape (B, Hq, Sq, D)
         Queries: float32, float16 or bfloat16; float64 with ``backend="reference"``. D from 1 to 256. NumPy,
-        PyTorch or JAX arrays in CPU memory, or others with ``__dlpack__``; all arrays of a call are of one
-        kind.
+        PyTorch or JAX arrays in CPU memory, CuPy, PyTorch or JAX arrays on a CUDA device, or others with
+        ``__dlpack__``; all arrays of a call are of one kind and lie on one device.
     k : array, shape (B, Hkv, Sk, D)
         Keys, of q's dtype. Hq is a multiple of Hkv: query head h reads head ``h // (Hq // Hkv)``.
     v : array, shape (B, Hkv, Sk, Dv)
@@ -77,10 +76,12 @@ def attention(
         Return also the log-sum-exp of each query's scores, which `merge` takes.
     out : array, shape (B, Hq, Sq, Dv), optional
         Where to write the result: q's dtype and kind, last axis contiguous, no memory shared with an input.
-    backend : {"auto", "cpu", "reference"}, default "auto"
-        "auto" is the CPU kernels. "reference" is the specification in float64, slow and exact.
+    backend : {"auto", "cpu", "gpu", "reference"}, default "auto"
+        "auto" computes where the arrays are: "cpu", or "gpu" for arrays on a CUDA device. Nothing is ever
+        moved from one to the other: "gpu" refuses arrays in CPU memory, the others those on a device.
+        "reference" is the specification in float64, slow and exact.
     num_threads : int, optional
-        Threads for this call; default `fastattention.num_threads`.
+        Threads for this call; default `fastattention.num_threads`. Of no effect on a GPU.
 
     Returns
     -------
@@ -93,13 +94,17 @@ def attention(
     Raises
     ------
     TypeError
-        An argument is no array, of another kind than q, in a device's memory, requires grad, or is of a dtype
-        that does not fit.
+        An argument is no array, of another kind than q or on another device, requires grad, or is of a dtype
+        that does not fit (bfloat16 needs a GPU of compute capability 8.0).
     ValueError
         An argument's shape or value does not fit, `out` cannot be written, `backend` is unknown, or the
         instruction set that is forced is not available. No error leaves anything half done.
     MemoryError
         There is no room for the result or the kernels' workspace.
+    ImportError
+        The arrays lie on a GPU and CuPy is not installed.
+    RuntimeError
+        The arrays lie on a GPU that the installed CuPy cannot serve.
 
     See Also
     --------
@@ -113,6 +118,12 @@ def attention(
     values of a floating mask are not examined: NaN in it gives NaN. The softmax is computed online, tile by
     tile [1]_ [2]_, so that memory does not grow with Sq * Sk; grouped-query attention follows [3]_, ALiBi
     [4]_, and sinks [5]_.
+
+    On a GPU the call is queued on the caller's current stream (CuPy's or PyTorch's) and does not wait. Small
+    arguments whose values are checked (`alibi_slopes`, `sinks`, `kv_lengths`, `q_offset`) may lie in CPU
+    memory, and better do: from the device they are copied back first, and the call waits for that. The result
+    lies on q's device; PyTorch's in PyTorch's own memory. On tensor cores, weights are rounded to the type of
+    the values before they multiply them. Denormal float32 numbers count as 0.
 
     References
     ----------
@@ -137,10 +148,17 @@ def attention(
     >>> fastattention.attention(q, k, v, causal=True)[0, 0, :, 0]  # the first query stands at the third key
     array([1. , 1.5], dtype=float32)
     """
-    problem = validate(
+    arguments = (
         q, k, v, causal, window, mask, alibi_slopes, scale, softcap, sinks, kv_lengths, q_offset, return_lse,
         out, backend, num_threads,
     )  # fmt: skip
+    if type(q) is not np.ndarray and (kind := cuda_kind(q)):
+        with scope(kind):
+            return _solve(validate(*arguments), backend, return_lse)
+    return _solve(validate(*arguments), backend, return_lse)
+
+
+def _solve(problem: Problem, backend: str, return_lse: bool) -> Any:
     run(problem, backend)
     return problem.result(return_lse)
 
@@ -216,110 +234,11 @@ def attention_varlen(
     >>> fastattention.attention_varlen(q, q, v, starts, starts)[:, 0, 0]
     array([0. , 1.5, 1.5], dtype=float32)
     """
-    problem = validate_varlen(
+    arguments = (
         q, k, v, cu_seqlens_q, cu_seqlens_k, causal, window, alibi_slopes, scale, softcap, sinks, q_offset,
         return_lse, out, backend, num_threads,
     )  # fmt: skip
-    run(problem, backend)
-    return problem.result(return_lse)
-
-
-def merge(parts: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
-    r"""Merge attention over disjoint sets of keys into attention over all of them.
-
-    Parameters
-    ----------
-    parts : iterable of (out, lse)
-        What ``attention(..., return_lse=True)`` or ``attention_varlen(..., return_lse=True)`` returned for
-        the same queries and different keys. All `out` have one shape and dtype (float32, float16, bfloat16 or
-        float64); all `lse` have that shape without the last axis, and one dtype, float32 or float64. At least
-        one part.
-
-    Returns
-    -------
-    out : array
-        Shape, dtype and kind of the parts'.
-    lse : array
-        Likewise: ``log(sum(exp(lse)))`` over the parts.
-
-    Raises
-    ------
-    TypeError
-        A part is no pair of arrays, or kinds or dtypes differ.
-    ValueError
-        There is no part, or shapes differ.
-
-    Notes
-    -----
-    Softmax over a union is the average of the softmaxes over its sets, weighted by ``exp(lse)``
-    (FlashDecoding's second step; "Online normalizer calculation for softmax", arXiv:1805.02867, section 3.1,
-    shows why order does not matter). The computation is in float32, in float64 where an input is. A part in
-    which a query sees no key has ``lse = -inf`` and no weight; a query that sees none in any part gets 0 and
-    -inf. Sinks belong to one part only, one whose keys every query sees: each part adds them to its
-    denominator.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import fastattention
-    >>> rng = np.random.default_rng(0)
-    >>> q, k, v = rng.standard_normal((3, 1, 1, 6, 8)).astype(np.float32)
-    >>> left = fastattention.attention(q, k[:, :, :2], v[:, :, :2], return_lse=True)
-    >>> right = fastattention.attention(q, k[:, :, 2:], v[:, :, 2:], return_lse=True)
-    >>> whole, _ = fastattention.merge([left, right])
-    >>> bool(np.allclose(whole, fastattention.attention(q, k, v), atol=1e-5))
-    True
-    """
-    outs, lses = [], []
-    kind = ""
-    for n, part in enumerate(parts):
-        if not isinstance(part, (tuple, list)) or len(part) != 2:
-            raise TypeError(f"parts[{n}]: expected a pair (out, lse), got {type(part).__name__}")
-        if n == 0:
-            _, kind = to_numpy(part[0], "parts[0] out")
-        out, lse = operand(part[0], f"parts[{n}] out", kind), operand(part[1], f"parts[{n}] lse", kind)
-        if out.dtype.kind != "f" and out.dtype != BFLOAT16:
-            raise TypeError(f"parts[{n}] out: expected a floating dtype, got {out.dtype}")
-        if lse.dtype not in (np.float32, np.float64):
-            raise TypeError(f"parts[{n}] lse: expected float32 or float64, got {lse.dtype}")
-        if out.ndim == 0 or lse.shape != out.shape[:-1]:
-            raise ValueError(
-                f"parts[{n}] lse: expected out's shape {out.shape} without its last axis, got {lse.shape}"
-            )
-        outs.append(out)
-        lses.append(lse)
-        if out.shape != outs[0].shape:
-            raise ValueError(
-                f"parts[{n}] out: expected the shape of parts[0], {outs[0].shape}, got {out.shape}"
-            )
-        if (out.dtype, lse.dtype) != (outs[0].dtype, lses[0].dtype):
-            raise TypeError(
-                f"parts[{n}]: expected the dtypes of parts[0], {outs[0].dtype} and {lses[0].dtype}, "
-                f"got {out.dtype} and {lse.dtype}"
-            )
-    if not outs:
-        raise ValueError("parts: expected at least one (out, lse), got none")
-
-    wide = np.result_type(
-        np.float32, lses[0].dtype, np.float64 if outs[0].dtype == np.float64 else np.float32
-    )
-    stacked = np.stack([lse.astype(wide, copy=False) for lse in lses])
-    peak = stacked.max(axis=0)
-    # Where no part has a key the peak is -inf; shifting by 0 instead keeps every weight at exp(-inf) = 0.
-    shift = np.where(np.isneginf(peak), wide.type(0), peak)
-    with np.errstate(
-        invalid="ignore", divide="ignore"
-    ):  # an infinite or NaN lse gives NaN; log(0) is the -inf meant
-        weights = np.exp(stacked - shift)
-        total = weights.sum(axis=0)
-        merged_lse = shift + np.log(total)
-    weights /= np.where(total == 0, wide.type(1), total)
-    merged = np.zeros(outs[0].shape, wide)
-    for out, weight in zip(outs, weights, strict=True):
-        # A part without weight contributes nothing, whatever its rows hold.
-        term = out.astype(wide, copy=False) * weight[..., None]
-        np.add(merged, term, out=merged, where=weight[..., None] != 0)
-    return (
-        from_numpy(merged.astype(outs[0].dtype, copy=False), kind),
-        from_numpy(merged_lse.astype(lses[0].dtype, copy=False), kind),
-    )
+    if kind := cuda_kind(q):
+        with scope(kind):
+            return _solve(validate_varlen(*arguments), backend, return_lse)
+    return _solve(validate_varlen(*arguments), backend, return_lse)

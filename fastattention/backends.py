@@ -1,4 +1,4 @@
-"""What computes a checked problem: the CPU kernels, or the reference. The name says what runs."""
+"""What computes a checked problem: the kernels of CPU or GPU, or the reference. The name says what runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import cpu_kernels
+from . import cpu_kernels, gpu
 from .config import get_isa
 from .reference import paged, quantize, tiling
 from .validate import Array, Problem
@@ -27,13 +27,16 @@ def run(problem: Problem, backend: str) -> None:
     problem : Problem
         From `validate`; not checked again.
     backend : str
-        "auto" or "cpu": the CPU kernels, in the instruction set of `get_isa`. "reference":
-        ``reference.tiling`` in float64, rounded to q's dtype at the end.
+        "auto" or "cpu": the CPU kernels, in the instruction set of `get_isa`. "auto" or "gpu": the GPU's,
+        where the arrays lie there. "reference": ``reference.tiling`` in float64, rounded to q's dtype at the
+        end.
 
     Raises
     ------
     ValueError
         When ``FASTATTENTION_ISA`` names an instruction set that is not available.
+    RuntimeError
+        When a GPU kernel cannot be compiled.
     MemoryError
         When the kernels' workspace cannot be allocated.
     """
@@ -43,8 +46,10 @@ def run(problem: Problem, backend: str) -> None:
             problem.lse.fill(-np.inf)
     elif backend == "reference":
         _run_reference(problem)
-    else:
+    elif isinstance(problem.q, np.ndarray):
         _run_cpu(problem)
+    else:
+        gpu.attention(*_tensors(problem), **_arguments(problem))
 
 
 def plan(problem: Problem) -> dict[str, Any]:
@@ -61,11 +66,18 @@ def _tensors(p: Problem) -> tuple[Any, ...]:
 
 
 def _options(p: Problem) -> dict[str, Any]:
-    """Return a problem as the keyword arguments of ``cpu_kernels.attention``; most calls have few."""
+    """Return a problem as the keyword arguments of ``cpu_kernels.attention``."""
+    options = _arguments(p)
+    options["num_threads"], options["isa"] = p.num_threads, get_isa()
+    return options
+
+
+def _arguments(p: Problem) -> dict[str, Any]:
+    """Return what the kernels of all machines take by keyword; most calls have few."""
     options = {
         "scale": p.scale, "softcap": p.softcap, "window_left": p.window_left, "window_right": p.window_right,
         "mask": p.mask, "alibi_slopes": p.alibi_slopes, "sinks": p.sinks, "kv_lengths": p.kv_lengths,
-        "q_offsets": p.q_offsets, "num_threads": p.num_threads, "isa": get_isa(),
+        "q_offsets": p.q_offsets,
     }  # fmt: skip
     if p.cu_seqlens_q is not None:
         options.update(

@@ -35,7 +35,7 @@ def incoming(
     x: Any, name: str, kind: str, dtype: np.dtype[Any], batch: int, kv_heads: int, dim: int
 ) -> Array:
     """Return new keys or values (B, Hkv, S, D) for a cache that keeps `dtype`."""
-    array = operand(x, name, kind)
+    array: Array = operand(x, name, kind)
     if not (array.dtype in KERNEL_DTYPES if dtype == INT8 else array.dtype in (dtype, FLOAT32)):
         expected = f"{dtype.name} (the cache's) or float32"
         if dtype == INT8:
@@ -58,7 +58,8 @@ def token_counts(lengths: Any, kind: str, batch: int, most: int) -> Array:
         raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {counts.shape}")
     if int(counts.min()) < 0 or int(counts.max()) > most:
         raise ValueError(f"lengths: expected 0 to S = {most}, got {int(counts.min())} to {int(counts.max())}")
-    return counts.astype(np.int64)
+    result: Array = counts.astype(np.int64)
+    return result
 
 
 def quantized(x: Array, name: str, count: int, counts: Array | None) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
-"""What the library runs on: instruction set and threads. Two settings of the process, and a report.
+"""What the library runs on: instruction set, threads and GPU. Settings of the process, and a report.
 
-Both settings hold for every thread of the process. They are read at the start of each call, so a change never
+Settings hold for every thread of the process. They are read at the start of each call, so a change never
 reaches a call that is already running.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from . import cpu_kernels
+from . import cpu_kernels, gpu
 
-__all__ = ["get_isa", "num_threads", "set_isa", "show_config"]
+__all__ = ["get_gpu_atom", "get_isa", "num_threads", "set_gpu_atom", "set_isa", "show_config"]
 
 ISA_VARIABLE = "FASTATTENTION_ISA"
 
@@ -93,6 +93,45 @@ def set_isa(name: str | None) -> None:
     global _forced_isa, _isa
     forced = None if name is None else _check_isa(name, "set_isa")
     _forced_isa, _isa = forced, forced
+
+
+def get_gpu_atom() -> int:
+    """Return which GPU kernels run on the current CUDA device, by the tensor-core instructions they use.
+
+    Returns
+    -------
+    int
+        70 (Volta), 75 (Turing) or 80 (Ampere and later): what was forced with `set_gpu_atom`, else the newest
+        that the device has.
+
+    Raises
+    ------
+    ImportError
+        CuPy is not installed.
+    RuntimeError
+        There is no CUDA device, or the installed CuPy cannot serve it.
+    ValueError
+        The device is older than Volta.
+    """
+    return gpu.get_atom()
+
+
+def set_gpu_atom(atom: int | None) -> None:
+    """Force the GPU kernels of a generation, for the whole process: newer cards run those of older ones, too.
+
+    Parameters
+    ----------
+    atom : {70, 75, 80} or None
+        None undoes an earlier call.
+
+    Raises
+    ------
+    ValueError
+        There are no such kernels, or the device lacks what they need; what was in force stays in force.
+    ImportError, RuntimeError
+        As `get_gpu_atom`.
+    """
+    gpu.set_atom(atom)
 
 
 def isa_source() -> str:
@@ -183,6 +222,17 @@ def _tile(head_dim: int) -> tuple[int, int]:
     return plan.item_rows, plan.key_tile
 
 
+def _gpu_line(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return f"none: {gpu.why_not()}"
+    major, minor = found["compute_capability"]
+    forced = " (set_gpu_atom)" if gpu.forced_atom() is not None else ""
+    return (
+        f"{found['name']}, compute capability {major}.{minor}, kernels {found['atom']}{forced}, "
+        f"CuPy {found['cupy']} (CUDA {found['cuda'] // 1000}.{found['cuda'] % 1000 // 10})"
+    )
+
+
 def show_config() -> dict[str, Any]:
     """Print what the library runs on, and return it.
 
@@ -191,7 +241,8 @@ def show_config() -> dict[str, Any]:
     dict
         "version", "isa" (in force), "isas" (available), "threads", "compiler", "cache_bytes" (L1 data, L2,
         L3; 0 where unknown), "tiles" (by head dimension: (query rows, keys) that a long float32 prefill works
-        on at a time), "machine", "python", "numpy", "ml_dtypes", "gpu".
+        on at a time), "machine", "python", "numpy", "ml_dtypes", "gpu" (None, or a dict of the current
+        device: "name", "compute_capability", "atom", "cupy", "cuda").
 
     Raises
     ------
@@ -212,7 +263,7 @@ def show_config() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "ml_dtypes": ml_dtypes.__version__,
-        "gpu": None,
+        "gpu": gpu.describe(),
     }
     source = isa_source()
     reason = f" ({source})" if source else ""
@@ -231,7 +282,7 @@ def show_config() -> dict[str, Any]:
         ("machine", config["machine"]),
         ("python", config["python"]),
         ("numpy, ml_dtypes", f"{config['numpy']}, {config['ml_dtypes']}"),
-        ("gpu", "no GPU kernels in this version"),
+        ("gpu", _gpu_line(config["gpu"])),
     ]
     sys.stdout.write("".join(f"{label:<17} {value}\n" for label, value in lines))
     return config

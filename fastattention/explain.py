@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .arrays import cuda_kind
 from .backends import nothing_to_compute, plan
 from .config import get_isa, isa_source
 from .validate import Problem, validate
@@ -125,7 +126,7 @@ def explain(
     Raises
     ------
     TypeError, ValueError
-        As in `attention`; ValueError for ``backend="reference"``.
+        As in `attention`; ValueError for ``backend="reference"``, and for arrays on a GPU.
 
     See Also
     --------
@@ -142,6 +143,8 @@ def explain(
     >>> fastattention.explain(k, k, k, causal=True).kernel
     'prefill'
     """
+    if kind := cuda_kind(q):
+        raise ValueError(f"q: the plan is that of the CPU kernels; got an array on a device ({kind})")
     problem = validate(
         q, k, v, causal, window, mask, alibi_slopes, scale, softcap, sinks, kv_lengths, q_offset, return_lse,
         out, backend, num_threads,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .arguments import (
     MAX_LENGTH,
@@ -28,15 +27,16 @@ from .arguments import (
     usable,
     window_bounds,
 )
-from .arrays import BFLOAT16, from_numpy, to_numpy
+from .arrays import BFLOAT16, from_numpy, to_array, to_numpy
 from .config import check_threads, threads
+from .device import check_place, check_tensors, empty, to_caller
 
 __all__ = [
     "MAX_HEAD_DIM", "KeysValues", "Problem", "check_backend", "validate", "validate_cached",
     "validate_varlen",
 ]  # fmt: skip
 
-Array = NDArray[Any]
+Array = Any  # NumPy's, or on a device CuPy's
 
 MAX_HEAD_DIM = 256
 _INT64_MAX = 2**63 - 1
@@ -85,9 +85,10 @@ class Problem:
         """Return what the public functions return, of the caller's kind."""
         kind = self.kind
         out = self.caller_out
+        convert = from_numpy if isinstance(self.out, np.ndarray) else to_caller
         if out is None:
-            out = self.out if kind == "numpy" else from_numpy(self.out, kind)
-        return (out, from_numpy(self.lse, kind)) if return_lse and self.lse is not None else out
+            out = self.out if kind == "numpy" else convert(self.out, kind)
+        return (out, convert(self.lse, kind)) if return_lse and self.lse is not None else out
 
 
 @dataclass(slots=True, eq=False)
@@ -112,8 +113,8 @@ def check_backend(backend: Any) -> bool:
     if backend == "reference":
         return True
     if backend == "gpu":
-        raise ValueError("backend: 'gpu': this version has no GPU kernels; use 'cpu' or 'auto'")
-    raise ValueError(f"backend: expected 'auto', 'cpu' or 'reference', got {backend!r}")
+        return False
+    raise ValueError(f"backend: expected 'auto', 'cpu', 'gpu' or 'reference', got {backend!r}")
 
 
 def _check_dtype(name: str, dtype: np.dtype[Any], reference: bool) -> None:
@@ -121,7 +122,7 @@ def _check_dtype(name: str, dtype: np.dtype[Any], reference: bool) -> None:
         raise TypeError(f"{name}: byte-swapped arrays are not supported, got dtype {dtype.str!r}")
     if dtype == _FLOAT64 and not reference:
         raise TypeError(
-            f"{name}: the CPU kernels have no float64; pass backend='reference', or convert to float32"
+            f"{name}: the kernels have no float64; pass backend='reference', or convert to float32"
         )
     if dtype not in KERNEL_DTYPES and dtype != _FLOAT64:
         raise TypeError(
@@ -211,7 +212,7 @@ def _check_packed_shapes(q: Array, k: Array, v: Array) -> None:
 
 
 def _tensors(q: Any, k: Any, v: Any) -> tuple[Array, Array, Array, str]:
-    q, kind = to_numpy(q, "q")
+    q, kind = to_array(q, "q")
     return q, operand(k, "k", kind), operand(v, "v", kind), kind
 
 
@@ -225,14 +226,17 @@ def validate(
         kind = "numpy"
     else:
         q, k, v, kind = _tensors(q, k, v)
+    host = (kind == "numpy" and backend != "gpu") or check_place(backend, kind)
     dtype = q.dtype
     # The plain case costs one comparison and one look-up; every other goes through the full rules.
     if not (dtype == k.dtype == v.dtype and dtype in KERNEL_DTYPES):
         _check_dtypes(q, k, v, reference)
     _check_padded_shapes(q, k, v)
+    if not host:
+        check_tensors(q, k, v, kind)
     shape = (*q.shape[:3], v.shape[3])
     if out is None:
-        destination = np.empty(shape, dtype)
+        destination = np.empty(shape, dtype) if host else empty(shape, dtype, kind, "out")
     else:  # before any option is replaced by a copy: `out` must not lie over what the caller passed
         inputs = (
             ("q", q), ("k", k), ("v", v), ("mask", mask), ("alibi_slopes", alibi_slopes), ("sinks", sinks),
@@ -256,6 +260,11 @@ def validate_cached(
     The cache's arrays are NumPy whatever q's kind is, and their dtype may differ from q's.
     """
     reference = check_backend(backend)
+    if backend == "gpu":
+        raise ValueError(
+            "backend: a KVCache keeps its keys and values in CPU memory, where 'cpu' and 'reference' work; "
+            "on the GPU, pass keys and values to attention"
+        )
     q, kind = to_numpy(q, "q")
     _check_cached_query(q, held, reference)
     shape = (*q.shape[:3], held.v.shape[3])
@@ -304,7 +313,8 @@ def _padded_problem(
 
     lse = None
     if return_lse:
-        lse = np.empty((batch, q_heads, q_len), _FLOAT64 if q.dtype == _FLOAT64 else _FLOAT32)
+        shape, dtype = (batch, q_heads, q_len), _FLOAT64 if q.dtype == _FLOAT64 else _FLOAT32
+        lse = np.empty(shape, dtype) if isinstance(q, np.ndarray) else empty(shape, dtype, kind, "lse")
     return Problem(
         usable(q), k, v, destination, lse, scale, softcap, left, right, mask, alibi_slopes, sinks, kv_lengths,
         q_offsets, None, None, 0, 0, count, kind, out,
@@ -319,6 +329,7 @@ def validate_varlen(
     """Check the arguments of `attention_varlen` and return the problem they describe."""
     reference = check_backend(backend)
     q, k, v, kind = _tensors(q, k, v)
+    host = (kind == "numpy" and backend != "gpu") or check_place(backend, kind)
     dtype = q.dtype
     _check_dtypes(q, k, v, reference)
     _check_packed_shapes(q, k, v)
@@ -330,9 +341,11 @@ def validate_varlen(
             f"cu_seqlens_k: expected as many entries as cu_seqlens_q {cu_q.shape}, got {cu_k.shape}"
         )
     batch = cu_q.shape[0] - 1
+    if not host:
+        check_tensors(q, k, v, kind)
     shape = (rows, q_heads, v.shape[2])
     if out is None:
-        destination = np.empty(shape, dtype)
+        destination = np.empty(shape, dtype) if host else empty(shape, dtype, kind, "out")
     else:
         inputs = (
             ("q", q), ("k", k), ("v", v), ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k),
@@ -351,7 +364,10 @@ def validate_varlen(
         sinks = sink_array(sinks, q_heads, kind, float64=reference)
     q_offsets = None if q_offset is None else query_offsets(q_offset, batch, kind)
 
-    lse = np.empty(shape[:2], _FLOAT64 if dtype == _FLOAT64 else _FLOAT32) if return_lse else None
+    lse = None
+    if return_lse:
+        lse_dtype = _FLOAT64 if dtype == _FLOAT64 else _FLOAT32
+        lse = np.empty(shape[:2], lse_dtype) if host else empty(shape[:2], lse_dtype, kind, "lse")
     return Problem(
         usable(q), usable(k), usable(v), destination, lse, scale, softcap, left, right, None, alibi_slopes,
         sinks, None, q_offsets, cu_q, cu_k, longest_q, longest_k, count, kind, out,

@@ -1,4 +1,18 @@
-"""CUDA kernels for Volta and its neighbours, compiled by CuPy at run time.
+"""CUDA kernels for Volta and its neighbours, compiled by CuPy at run time, and the launcher of them.
 
-The kernels are not part of this version; ``fastattention.attention(..., backend="gpu")`` says so.
+``fastattention.attention(..., backend="gpu")`` validates and is what people call. Kernel authors who measure
+one call with no validation around it find `attention` here, on CuPy arrays. CuPy is imported by the first
+call that needs it.
 """
+
+from __future__ import annotations
+
+from .choose import ATOMS, Configuration, atom_of, configure
+from .compile import KERNELS
+from .device import available, card, describe, forced_atom, get_atom, load_cupy, set_atom, why_not
+from .launch import attention, configuration_of, no_room
+
+__all__ = [
+    "ATOMS", "KERNELS", "Configuration", "atom_of", "attention", "available", "card", "configuration_of",
+    "configure", "describe", "forced_atom", "get_atom", "load_cupy", "no_room", "set_atom", "why_not",
+]  # fmt: skip

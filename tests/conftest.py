@@ -1,8 +1,8 @@
-"""Engines, the things under test: every backend, and the CPU's once with each instruction set."""
+"""Engines, the things under test: the reference, the CPU by instruction set, the GPU by atom."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +11,27 @@ import numpy as np
 import pytest
 
 import fastattention
-from fastattention import cpu_kernels
+from fastattention import cpu_kernels, gpu
 
+from . import gpu_arrays
 from .tolerances import PAIRS, Expected, Problem, error_in_tolerances
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A backend, with an instruction set when it is the CPU's."""
+    """A backend, with an instruction set when it is the CPU's, an atom when it is the GPU's."""
 
     backend: str
     isa: str | None = None
+    atom: int | None = None
 
     @property
     def accumulation(self) -> str:
         """How this engine sums; see tolerances.py."""
         if self.backend == "reference":
             return "float64"
+        if self.backend == "gpu":
+            return "volta" if self.atom == 70 else "tensor"
         return "pairs" if self.isa in ("avx512_bf16", "amx") else "float32"
 
     def accumulation_of_int8(self, rows: int) -> str:
@@ -36,10 +40,19 @@ class Engine:
         digits = self.isa in cpu_kernels.ISAS[wide + 1 :]  # all machines with a later set have it
         return "digits" if digits and rows < PAIRS else self.accumulation
 
+    def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a public function, of NumPy arrays, on this engine."""
+        if self.backend != "gpu":
+            return function(*args, **options, backend=self.backend)
+        if self.atom is not None and self.atom < 80 and args[0].dtype == ml_dtypes.bfloat16:
+            pytest.skip(f"atom {self.atom} has no bfloat16")
+        return gpu_arrays.run(function, *args, **options)
+
     def attention(self, problem: Problem, **extra: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return (out, lse)."""
-        out, lse = fastattention.attention(
-            problem.q, problem.k, problem.v, **problem.options, return_lse=True, backend=self.backend, **extra
+        options = {**problem.options, **extra}
+        out, lse = self.run(
+            fastattention.attention, problem.q, problem.k, problem.v, **options, return_lse=True
         )
         return out, lse
 
@@ -67,34 +80,74 @@ def _missing(isa: str) -> tuple[pytest.MarkDecorator, ...]:
 CPU_ENGINES = [
     pytest.param(Engine("cpu", isa), id=f"cpu-{isa}", marks=_missing(isa)) for isa in cpu_kernels.ISAS
 ]
-ENGINES = [*CPU_ENGINES, pytest.param(Engine("reference"), id="reference")]
+HOST_ENGINES = [*CPU_ENGINES, pytest.param(Engine("reference"), id="reference")]
+
+
+def _gpu_engines() -> list[Any]:
+    """The GPU's kernels with each atom that the card can run; without a card, one that is skipped."""
+    if reason := gpu.why_not():
+        skipped = pytest.mark.skip(reason=f"no CUDA device: {reason}")
+        return [pytest.param(Engine("gpu"), id="gpu", marks=(pytest.mark.gpu, skipped))]
+    own = gpu.atom_of(*gpu.card().capability)
+    return [
+        pytest.param(Engine("gpu", atom=atom), id=f"gpu-{atom}", marks=pytest.mark.gpu)
+        for atom in gpu.ATOMS
+        if atom <= own
+    ]
+
+
+GPU_ENGINES = _gpu_engines()
+ENGINES = [*HOST_ENGINES, *GPU_ENGINES]
+
+
+def _forced(engine: Engine) -> Iterator[Engine]:
+    fastattention.set_isa(engine.isa)
+    if engine.backend == "gpu":
+        fastattention.set_gpu_atom(engine.atom)
+    yield engine
+    fastattention.set_isa(None)
+    fastattention.set_gpu_atom(None)
 
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    """Each engine in turn, with its instruction set forced."""
-    fastattention.set_isa(request.param.isa)
-    yield request.param
-    fastattention.set_isa(None)
+    """Each engine in turn, with its instruction set or its atom forced."""
+    yield from _forced(request.param)
+
+
+@pytest.fixture(params=HOST_ENGINES)
+def host_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Each engine in turn that computes in CPU memory."""
+    yield from _forced(request.param)
+
+
+@pytest.fixture(params=GPU_ENGINES)
+def gpu_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Each atom of the GPU in turn."""
+    yield from _forced(request.param)
 
 
 @pytest.fixture(params=CPU_ENGINES)
 def cpu_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Each instruction set of the CPU backend in turn."""
-    fastattention.set_isa(request.param.isa)
-    yield request.param
-    fastattention.set_isa(None)
+    yield from _forced(request.param)
 
 
 @pytest.fixture(autouse=True)
-def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what `np.empty` returns with NaN, so that what a kernel forgets is no earlier test's result."""
-    empty = np.empty
+def poisoned_allocations(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Fill what `empty` returns with NaN, so that what a kernel forgets is no earlier test's result."""
+    _poison(monkeypatch, np)
+    if request.node.get_closest_marker("gpu"):
+        _poison(monkeypatch, gpu.load_cupy())
 
-    def poisoned(*args: Any, **kwargs: Any) -> np.ndarray:
+
+def _poison(monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
+    empty = library.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
         array = empty(*args, **kwargs)
         if array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16:
             array.fill(np.nan)
         return array
 
-    monkeypatch.setattr(np, "empty", poisoned)
+    monkeypatch.setattr(library, "empty", poisoned)

@@ -30,7 +30,7 @@ def _kept(x: np.ndarray, dtype: str) -> np.ndarray:
     return quantize.dequantize(*quantize.quantize(rows))
 
 
-def _check(case: Case, q_dtype: str, kept: str, page_size: int | None, engine: Engine) -> None:
+def _check(case: Case, q_dtype: str, kept: str, page_size: int | None, host_engine: Engine) -> None:
     problem = case.problem(q_dtype)
     q, k, v = problem.q, problem.k, problem.v
     batch, _, length = k.shape[:3]
@@ -52,23 +52,27 @@ def _check(case: Case, q_dtype: str, kept: str, page_size: int | None, engine: E
         chosen["mask"] = np.asarray(mask)[..., :longest]
 
     rows = [_kept(x[:, :, :longest], kept) for x in (k, v)]
-    accumulation = engine.accumulation
+    accumulation = host_engine.accumulation
     if kept == "int8":
-        accumulation = engine.accumulation_of_int8(q.shape[1] // k.shape[1] * q.shape[2])
+        accumulation = host_engine.accumulation_of_int8(q.shape[1] // k.shape[1] * q.shape[2])
     expected = solve(Problem(q, *rows, {**chosen, "kv_lengths": lengths}), q_dtype, accumulation)
     if kept == "int8":  # see test_quantized
         flushed = 2.0**-126 * longest * np.abs(rows[1]).max(initial=0.0)
         expected = replace(expected, out_tolerance=expected.out_tolerance + flushed)
     for threads in (1, 3):
         out, lse = cache.attend(
-            q, **{"causal": False, **chosen}, return_lse=True, backend=engine.backend, num_threads=threads
+            q,
+            **{"causal": False, **chosen},
+            return_lse=True,
+            backend=host_engine.backend,
+            num_threads=threads,
         )
         assert out.dtype == q.dtype
         check(out, lse, expected)
 
 
 @pytest.mark.parametrize(("i", "case"), PLACES)
-def test_features(i: int, case: Case, engine: Engine) -> None:
+def test_features(i: int, case: Case, host_engine: Engine) -> None:
     kept, page_size = KEPT[i % len(KEPT)], PAGE_SIZES[i % len(PAGE_SIZES)]
     q_dtype = Q_DTYPES[i % 3] if kept == "int8" else ("float32", kept)[i % 2]
     if q_dtype == "float16" and "large" in case.name:
@@ -78,17 +82,17 @@ def test_features(i: int, case: Case, engine: Engine) -> None:
     taken = [x[b, :, :n] for x in (problem.k, problem.v) for b, n in enumerate(lengths)]
     if not all(np.isfinite(x.astype(np.float64)).all() for x in taken):
         kept = q_dtype  # inf or NaN in a row that counts: an int8 cache refuses it
-    _check(case, q_dtype, kept, page_size, engine)
+    _check(case, q_dtype, kept, page_size, host_engine)
 
 
 @pytest.mark.parametrize("page_size", [None, 8, 128])
 @pytest.mark.parametrize("kept", ["int8", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("q_len", [1, 4, 70])
-def test_long_and_ragged(q_len: int, kept: str, page_size: int | None, engine: Engine) -> None:
+def test_long_and_ragged(q_len: int, kept: str, page_size: int | None, host_engine: Engine) -> None:
     sizes = Sizes(3, 4, 2, q_len, 1100, 64, 48)
     case = Case("long and ragged", sizes, options(kv_lengths=[1100, 0, 513], causal=True))
     for q_dtype in Q_DTYPES if kept == "int8" else {"float32", kept}:
-        _check(case, q_dtype, kept, page_size, engine)
+        _check(case, q_dtype, kept, page_size, host_engine)
 
 
 def test_every_way_of_keeping_is_tried() -> None:

@@ -21,9 +21,15 @@ DTYPES = ("float32", "float16", "bfloat16")
 WRITABLE = [name for name in LAYOUTS if name not in SCATTERED]
 
 
+def _skip_what_is_refused(layout: str, engine: Engine) -> None:
+    if engine.backend == "gpu" and layout == "one byte off":
+        pytest.skip("on a GPU, elements off the multiples of their size cannot even be copied: an error")
+
+
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["q", "k", "v"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_inputs(layout: str, which: int, engine: Engine) -> None:
+    _skip_what_is_refused(layout, engine)
     dtype = DTYPES[which]
     for case in CASES:
         problem, expected = solved(case, dtype, engine.accumulation)
@@ -35,6 +41,7 @@ def test_inputs(layout: str, which: int, engine: Engine) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_inputs_at_once(layout: str, engine: Engine) -> None:
+    _skip_what_is_refused(layout, engine)
     for case, dtype in zip(CASES, DTYPES, strict=True):
         problem, expected = solved(case, dtype, engine.accumulation)
         q, k, v = (relaid(x, layout) for x in (problem.q, problem.k, problem.v))
@@ -129,7 +136,7 @@ def test_without_lse(engine: Engine) -> None:
     for case in CASES:
         problem, _ = solved(case, "float32", engine.accumulation)
         out, _ = engine.attention(problem, num_threads=1)
-        alone = fastattention.attention(
-            problem.q, problem.k, problem.v, **problem.options, backend=engine.backend, num_threads=1
+        alone = engine.run(
+            fastattention.attention, problem.q, problem.k, problem.v, **problem.options, num_threads=1
         )
         np.testing.assert_array_equal(alone, out)

@@ -69,8 +69,8 @@ def test_each_sequence_alone(
     q, k, v, cu_q, cu_k = _packed(lengths, dtype)
     expected = _expected(q, k, v, cu_q, cu_k, opts, dtype, engine.accumulation)
     for threads in (1, 3):
-        out, lse = fastattention.attention_varlen(
-            q, k, v, cu_q, cu_k, **opts, return_lse=True, backend=engine.backend, num_threads=threads
+        out, lse = engine.run(
+            fastattention.attention_varlen, q, k, v, cu_q, cu_k, **opts, return_lse=True, num_threads=threads
         )
         assert (out.dtype, lse.dtype) == (q.dtype, np.float32)
         check(out, lse, expected)
@@ -87,9 +87,9 @@ def test_slopes_and_offsets_of_each_sequence(engine: Engine) -> None:
         one = np.array([0, cu_q[b + 1] - cu_q[b]]), np.array([0, cu_k[b + 1] - cu_k[b]])
         opts = {"causal": True, "alibi_slopes": slopes[b], "q_offset": int(offsets[b])}
         parts.append(_expected(q[rows], k[keys], v[keys], *one, opts, "float32", engine.accumulation))
-    out, lse = fastattention.attention_varlen(
-        q, k, v, cu_q, cu_k, causal=True, alibi_slopes=slopes, q_offset=offsets, return_lse=True,
-        backend=engine.backend,
+    out, lse = engine.run(
+        fastattention.attention_varlen, q, k, v, cu_q, cu_k, causal=True, alibi_slopes=slopes,
+        q_offset=offsets, return_lse=True,
     )  # fmt: skip
     fields = ("out", "lse", "out_tolerance", "lse_tolerance")
     check(out, lse, Expected(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields)))
@@ -102,7 +102,7 @@ def test_strided_tokens(engine: Engine) -> None:
     fused = np.random.default_rng(8).standard_normal((int(cu[-1]), 8, 20)).astype(np.float32)
     q, k, v = fused[:, :4], fused[:, 4:6], fused[:, 6:]
     expected = _expected(q, k, v, cu, cu, {"causal": True}, "float32", engine.accumulation)
-    out = fastattention.attention_varlen(q, k, v, cu, cu, causal=True, backend=engine.backend)
+    out = engine.run(fastattention.attention_varlen, q, k, v, cu, cu, causal=True)
     assert error_in_tolerances(out, expected.out, expected.out_tolerance).tolerances <= 1
 
 
@@ -114,9 +114,7 @@ def test_a_neighbours_poison_stays_there(engine: Engine) -> None:
         sick_k, sick_v = k.copy(), v.copy()
         sick_k[cu_k[b] : cu_k[b + 1]] = np.nan
         sick_v[cu_k[b] : cu_k[b + 1]] = np.inf
-        out = fastattention.attention_varlen(
-            q, sick_k, sick_v, cu_q, cu_k, causal=True, backend=engine.backend
-        )
+        out = engine.run(fastattention.attention_varlen, q, sick_k, sick_v, cu_q, cu_k, causal=True)
         sound = np.ones(len(q), dtype=np.bool_)
         sound[cu_q[b] : cu_q[b + 1]] = False
         error = error_in_tolerances(out[sound], expected.out[sound], expected.out_tolerance[sound])
@@ -134,8 +132,8 @@ def test_equals_the_padded_batch(engine: Engine) -> None:
     for b, length in enumerate(lengths):
         padded_k[b, :, :length] = k[cu[b] : cu[b + 1]].swapaxes(0, 1)
         padded_v[b, :, :length] = v[cu[b] : cu[b + 1]].swapaxes(0, 1)
-    packed = fastattention.attention_varlen(q, k, v, np.arange(5, dtype=np.int32), cu, backend=engine.backend)
-    padded = fastattention.attention(
-        q[:, :, None], padded_k, padded_v, kv_lengths=np.array(lengths), backend=engine.backend
+    packed = engine.run(fastattention.attention_varlen, q, k, v, np.arange(5, dtype=np.int32), cu)
+    padded = engine.run(
+        fastattention.attention, q[:, :, None], padded_k, padded_v, kv_lengths=np.array(lengths)
     )
     np.testing.assert_allclose(packed, padded[:, :, 0], rtol=0, atol=2e-6)

@@ -24,6 +24,10 @@ an error counts from the largest element of a row, not from the one at hand. Tha
     to e_j              u * scale * max_d |q_d| * sum_d |k_jd|
     to the error of out u * sqrt Sk * max_jc p_j |v_jc|
 
+Weights of float16 below its smallest number are lost. With h = 2**-25, half that number, that adds
+
+    to the error of out h * max_j p_j * sum_j |v_j|
+
 The square roots say that rounding errors of a sum carry random signs; 4 and 8 leave room for the exponential,
 the hyperbolic tangent and the running rescale. Storage gets exactly half a unit in the last place: a kernel
 that truncates to bfloat16 instead of rounding to nearest fails.
@@ -55,6 +59,7 @@ class Rounding:
     reason: str
     weights: float = 0.0  # of the softmax weights, where they are rounded on their own
     digits: bool = False  # queries and weights are integers
+    smallest_weight: float = 0.0  # half the smallest number of their type, where weights are rounded
 
 
 #: (storage type, accumulation type) -> roundings. Nothing else in the tests knows a tolerance.
@@ -89,6 +94,21 @@ TOLERANCES |= {
     for storage in ("float32", "float16", "bfloat16")
 }
 
+# Tensor cores sum products in float32 and cut off where others round, as some of them do after every four.
+TOLERANCES |= {
+    ("float32", "tensor"): Rounding(
+        2**-24, 2**-23, 2**-126, "float32 on CUDA cores, exp2 to 2 units, denormal numbers are 0"
+    ),
+    ("float16", "tensor"): Rounding(
+        2**-11, 2**-22, 2**-25, "products exact, sums cut off, weights rounded to float16",
+        weights=2**-11, smallest_weight=2**-25,
+    ),
+    ("bfloat16", "tensor"): Rounding(
+        2**-8, 2**-22, 2**-126, "products exact, sums cut off, weights rounded to bfloat16", weights=2**-8
+    ),
+    ("float16", "lanes"): Rounding(2**-11, 2**-23, 2**-25, "float32 on CUDA cores, exp2 to 2 units"),
+}  # fmt: skip
+
 #: Engines of pairs multiply pairs from this many query rows of a KV head on; below, they are float32's.
 PAIRS = 17
 
@@ -97,6 +117,8 @@ def rounding_of(storage: str, accumulation: str, rows: int) -> Rounding:
     """Return the roundings of a result, `rows` being the query rows of a KV head."""
     if accumulation == "pairs" and (storage != "bfloat16" or rows < PAIRS):
         accumulation = "float32"
+    if accumulation == "volta":  # whose tensor cores are for prefill
+        accumulation = "tensor" if rows >= PAIRS or storage != "float16" else "lanes"
     return TOLERANCES[storage, accumulation]
 
 
@@ -179,6 +201,9 @@ def tolerances(
     if rounding.weights:
         spread = np.sqrt(weights**2 @ values**2)
         arithmetic = arithmetic + rounding.weights * np.minimum(size + 3 * spread, weights @ values)
+    if rounding.smallest_weight:
+        heaviest = weights.max(-1, initial=0.0)[..., None]
+        arithmetic = arithmetic + rounding.smallest_weight * heaviest * values.sum(2)[:, :, None, :]
     half_unit = np.where(size > 0, rounding.storage * 2.0 ** (np.frexp(size)[1] - 1), 0.0)
     half_unit = np.maximum(half_unit, rounding.smallest)
     out_tolerance = half_unit + (1 + rounding.storage) * arithmetic

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastattention
-from fastattention import config, cpu_kernels
+from fastattention import config, cpu_kernels, gpu
 
 ISAS = cpu_kernels.available_isas()
 
@@ -148,7 +148,11 @@ def test_show_config_prints_what_it_returns(monkeypatch, capsys):
     assert shown["isas"] == ISAS
     assert shown["threads"] == 2
     assert shown["version"] == fastattention.__version__
-    assert shown["gpu"] is None
+    if why := gpu.why_not():
+        assert shown["gpu"] is None
+        assert f"gpu               none: {why}" in text
+    else:
+        assert shown["gpu"]["name"] in text
     assert "baseline (set_isa)" in text
     assert shown["compiler"] in text
     fastattention.set_isa(None)

@@ -178,9 +178,13 @@ BAD = {
     "backend": (
         {"backend": "cuda"},
         ValueError,
-        "backend: expected 'auto', 'cpu' or 'reference', got 'cuda'",
+        "backend: expected 'auto', 'cpu', 'gpu' or 'reference', got 'cuda'",
     ),
-    "backend gpu": ({"backend": "gpu"}, ValueError, "backend: 'gpu': this version has no GPU kernels"),
+    "backend gpu": (
+        {"backend": "gpu"},
+        TypeError,
+        r"q: backend='gpu' needs arrays on a CUDA device, got one in CPU memory \(numpy\); .*cupy\.asarray",
+    ),
     "backend none": ({"backend": None}, ValueError, "backend: .*got None"),
     "threads 0": ({"num_threads": 0}, ValueError, "num_threads: expected an integer from 1 to 1024, got 0"),
     "threads negative": ({"num_threads": -1}, ValueError, "num_threads: .*got -1"),
@@ -345,7 +349,7 @@ VARLEN_BAD = {
     "softcap": ({"softcap": -1}, ValueError, "softcap"),
     "scale": ({"scale": INF}, ValueError, "scale"),
     "threads": ({"num_threads": 0}, ValueError, "num_threads"),
-    "backend": ({"backend": "gpu"}, ValueError, "backend"),
+    "backend": ({"backend": "gpu"}, TypeError, "q: backend='gpu' needs arrays on a CUDA device"),
 }
 
 

@@ -1,0 +1,175 @@
+"""Arrays on CUDA devices: CuPy's inside, of the caller's kind outside, on the caller's current stream.
+
+The *kind* of such an array names its library and its device, "torch cuda:0"; that of an array in CPU memory
+names the library alone. PyTorch's and JAX's arrays become CuPy's through DLPack, without a copy. CuPy is
+imported when the first array on a device comes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import gpu
+
+__all__ = [
+    "addresses", "check_place", "check_tensors", "device_of", "empty", "import_array", "on_device", "scope",
+    "to_caller",
+]  # fmt: skip
+
+#: Query heads, and sequences, that a launch takes.
+MAX_GRID = 65535
+
+
+class _Stream:
+    """A stream of another library, as CuPy takes it."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
+
+
+def on_device(kind: str) -> bool:
+    """Return whether arrays of a kind lie on a device."""
+    return "cuda:" in kind
+
+
+def device_of(kind: str) -> int:
+    """Return the device's number."""
+    return int(kind.rpartition(":")[2])
+
+
+def import_array(x: Any, name: str, library: str) -> tuple[Any, str]:
+    """Return an array on a CUDA device as CuPy's, without a copy, and its kind.
+
+    Raises
+    ------
+    ImportError
+        There is no CuPy.
+    TypeError
+        CuPy cannot take it.
+    """
+    cupy = gpu.load_cupy()
+    if library == "cupy":
+        array = x
+    else:
+        try:
+            array = cupy.from_dlpack(x)
+        except (BufferError, RuntimeError, ValueError, TypeError) as error:
+            raise TypeError(f"{name}: {type(x).__name__} cannot be taken through DLPack: {error}") from error
+    return array, f"{library} cuda:{int(array.device.id)}"
+
+
+@contextmanager
+def scope(kind: str) -> Iterator[None]:
+    """Make the device of a kind's arrays CuPy's current one, and the caller's current stream CuPy's."""
+    cupy = gpu.load_cupy()
+    number = device_of(kind)
+    with cupy.cuda.Device(number):
+        if not kind.startswith("torch "):  # CuPy's own stream; DLPack makes others wait for it
+            yield
+            return
+        handle = int(sys.modules["torch"].cuda.current_stream(number).cuda_stream)
+        if hasattr(cupy.cuda.Stream, "from_external"):
+            stream = cupy.cuda.Stream.from_external(_Stream(handle))
+        else:  # CuPy 13
+            stream = cupy.cuda.ExternalStream(handle, number)
+        with stream:
+            yield
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str, name: str) -> Any:
+    """Return room for a result on the device, from the caller's library where that can be asked.
+
+    Raises
+    ------
+    MemoryError
+        There is none: what was asked for, and what would fit.
+    """
+    cupy = gpu.load_cupy()
+    try:
+        if not kind.startswith("torch "):
+            return cupy.empty(shape, dtype)
+        torch = sys.modules["torch"]
+        # PyTorch's own memory: two pools on one device would keep it from each other.
+        own = torch.empty(shape, dtype=getattr(torch, dtype.name), device=kind.partition(" ")[2])
+        return cupy.from_dlpack(own)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "OutOfMemory" not in type(error).__name__:
+            raise
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        raise MemoryError(f"{name}: {gpu.no_room(size, f'{dtype} {shape}')}") from error
+
+
+def to_caller(array: Any, kind: str) -> Any:
+    """Return a CuPy array as one of the caller's kind, without a copy."""
+    library = kind.partition(" ")[0]
+    if library == "cupy":
+        return array
+    module: Any = sys.modules.get(library)
+    from_dlpack = module.dlpack.from_dlpack if library == "jax" else getattr(module, "from_dlpack", None)
+    return array if from_dlpack is None else from_dlpack(array)
+
+
+def check_place(backend: str, kind: str) -> bool:
+    """Raise unless the arrays lie where the backend works; return whether they lie in CPU memory."""
+    if on_device(kind):
+        if backend not in ("auto", "gpu"):
+            raise TypeError(
+                f"q: backend={backend!r} needs arrays in CPU memory, got one on a CUDA device ({kind}); "
+                "move it, or use backend='gpu' or 'auto'"
+            )
+        return False
+    if backend == "gpu":
+        move = {"torch": "q.to('cuda')", "jax": "jax.device_put(q, jax.devices('gpu')[0])"}
+        raise TypeError(
+            f"q: backend='gpu' needs arrays on a CUDA device, got one in CPU memory ({kind}); move all "
+            f"arrays there first, for example by {move.get(kind, 'cupy.asarray(q)')}"
+        )
+    return True
+
+
+def check_tensors(q: Any, k: Any, v: Any, kind: str) -> None:
+    """Raise unless the GPU's kernels can read q, k and v, whose shapes are checked already.
+
+    Raises
+    ------
+    RuntimeError, ValueError
+        The device cannot be used; elements lie off the multiples of their size; there are too many heads.
+    TypeError
+        The device has no bfloat16.
+    """
+    atom = gpu.get_atom(device_of(kind))
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        size = array.dtype.itemsize
+        if array.data.ptr % size or any(step % size for step in array.strides):
+            raise ValueError(f"{name}: expected addresses that are multiples of {size} bytes")
+    if q.dtype.name == "bfloat16" and atom < 80:
+        raise TypeError(
+            "q: bfloat16 needs compute capability 8.0 (Ampere) or newer, and no kernels for it are in force "
+            f"on {kind} (atom {atom}); use float16 or float32"
+        )
+    if q.shape[1] > MAX_GRID:
+        raise ValueError(f"q: expected at most {MAX_GRID} heads on a GPU, got {q.shape[1]}")
+
+
+class _Addresses:
+    """Where a device array's elements lie, for NumPy to reason about and never to read."""
+
+    def __init__(self, array: Any) -> None:
+        self.__array_interface__ = {
+            "version": 3, "shape": array.shape, "strides": array.strides, "typestr": f"|V{array.itemsize}",
+            "data": (int(array.data.ptr), True),
+        }  # fmt: skip
+
+
+def addresses(array: Any) -> NDArray[Any]:
+    """Return a NumPy array of a device array's addresses; its elements must not be read."""
+    return np.asarray(_Addresses(array))

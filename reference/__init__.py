@@ -23,6 +23,8 @@ sitting; this order works well:
     Keys and values as 8-bit integers with a scale a token, and how far that is off.
 `paged`
     Keys and values in pages that a block table finds: the layout, and attention page by page.
+`volta`
+    A package of its own: tensor cores lane by lane, shared memory bank by bank, and attention made of them.
 `worked_example`
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
@@ -34,6 +36,10 @@ Shapes: B batch, Hq and Hkv query and key/value heads, G = Hq / Hkv, Sq and Sk l
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import (
     decode,
@@ -52,6 +58,9 @@ from .online_softmax import State
 from .packed import attention_varlen
 from .standard import attention
 from .visibility import Tile, classify, intervals, positions, visible
+
+if TYPE_CHECKING:
+    from . import volta
 
 __all__ = [
     "State",
@@ -72,5 +81,13 @@ __all__ = [
     "tiling_mask",
     "visibility",
     "visible",
+    "volta",
     "worked_example",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `volta` when it is first asked for: nobody who only calls attention needs it."""
+    if name == "volta":
+        return import_module(".volta", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

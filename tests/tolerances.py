@@ -12,8 +12,9 @@ With u the unit roundoff of the accumulation, p the weights, and D and Sk the le
     error of out      half a unit in the last place of out
                       + sum_j p_j (|v_j| + |out|) e_j + u * (8 + sqrt Sk) * sum_j p_j (|v_j| + |out|)
 
-Kernels that multiply pairs of bfloat16 round each weight to bfloat16, w = 2**-8, as everybody's do. What such
-errors have in common scales the output, the rest carries random signs; so out may be further off by
+Kernels that multiply pairs of bfloat16 round each weight to bfloat16, w = 2**-8, as everybody's do; tensor
+cores take weights in float16, w = 2**-11. What such errors have in common scales the output, the rest carries
+random signs; so out may be further off by
 
     w * min(|out| + 3 sqrt(sum_j p_j^2 v_j^2), sum_j p_j |v_j|)
 
@@ -72,6 +73,9 @@ TOLERANCES = {
     ),
     ("bfloat16", "float32"): Rounding(
         2**-8, 2**-24, 2**-134, "widened exactly, computed in float32, rounded once"
+    ),
+    ("float16", "half weights"): Rounding(
+        2**-11, 2**-24, 2**-25, "products exact, sums in float32, weights rounded to float16", weights=2**-11
     ),
     ("bfloat16", "pairs"): Rounding(
         2**-8, 2**-24, 2**-134, "products exact, sums in float32, weights rounded to bfloat16", weights=2**-8

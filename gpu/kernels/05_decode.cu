@@ -18,12 +18,13 @@ typedef DecodeMma<Mma, FA_QUERY, FA_ELEMENT, FA_HEAD_DIM, FA_V_DIM, FA_WARPS, FA
 
 extern "C" __global__ void __launch_bounds__(Kernel::THREADS, FA_MIN_BLOCKS)
     decode(const Problem p, u32 *counters, int row_blocks) {
-  extern __shared__ float shared[];
+  extern __shared__ float4 memory[];
+  float *const shared = reinterpret_cast<float *>(memory);
   const int kv_head = blockIdx.y / row_blocks, row_block = blockIdx.y % row_blocks;
   const Sequence s(p, blockIdx.z);
   const int first = row_block * Kernel::ROWS, all = static_cast<int>(p.q_heads / p.kv_heads * s.q_len);
   if (first >= all) return;
-  Kernel(p, blockIdx.z, kv_head, row_block).run(shared, blockIdx.x);
+  Kernel(p, blockIdx.z, kv_head, row_block, shared).run(shared, blockIdx.x);
   finish_decode<FA_QUERY, Kernel::COLUMNS, Kernel::ROWS, FA_WARPS>(p, s, shared, kv_head, first,
                                                                    minimum(Kernel::ROWS, all - first), counters);
 }

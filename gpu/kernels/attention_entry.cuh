@@ -4,6 +4,7 @@
 //   FA_ELEMENT     Half, or Bfloat from sm_80 on
 //   FA_HEAD_DIM, FA_V_DIM   rounded up to a multiple of 16
 //   FA_WARPS, FA_WARP_ROWS  of a CTA, which takes FA_WARPS * FA_WARP_ROWS query rows
+//   FA_ABREAST     Volta: quad-pairs side by side, 1 or 2; with 2, FA_V_DIM is a multiple of 32
 //   FA_KEYS        of a tile, a multiple of 16
 //   FA_MODIFIED    1: softcap, ALiBi, a mask, or a scale that is not positive
 //   FA_ALIGNED     1: rows of q, k, v begin at multiples of 16 bytes, and their lengths are multiples of 8 elements
@@ -14,7 +15,7 @@
 #include "attention.cuh"
 #if FA_ATOM == 70
 #include "atom_volta.cuh"
-typedef VoltaAtom<FA_ELEMENT, FA_WARP_ROWS> Atom;
+typedef VoltaAtom<FA_ELEMENT, FA_WARP_ROWS, FA_ABREAST> Atom;
 #else
 #include "atom_mma16.cuh"
 #if FA_ATOM == 75

@@ -79,7 +79,7 @@ struct Decode {
   float l[HELD] = {};  // sums of this lane's scores
   float highest[HELD];  // and their maximum, in the units of scores
 
-  DEVICE Decode(const Problem &problem, int batch, int head, int row_block)
+  DEVICE Decode(const Problem &problem, int batch, int head, int row_block, float *)
       : p(problem),
         s(problem, batch),
         lane(threadIdx.x % WARP),

@@ -54,12 +54,12 @@ struct DecodeMma {
   const Sequence s;
   const int g, t;  // lane / 4 and lane % 4
   const int warp, kv_head, heads, first_row, rows;
-  u32 q[CHUNKS * STEPS][4];
+  uint4 *const q;  // left operands, in shared memory
   float o[V_CHUNKS * E][4];  // rows g, g, g + 8, g + 8; columns 2 t and 2 t + 1 of a block
   float m[2], l[2];
   Interval seen[2];
 
-  DEVICE DecodeMma(const Problem &problem, int batch, int head, int row_block)
+  DEVICE DecodeMma(const Problem &problem, int batch, int head, int row_block, float *shared)
       : p(problem),
         s(problem, batch),
         g(threadIdx.x % WARP / 4),
@@ -69,6 +69,7 @@ struct DecodeMma {
         heads(static_cast<int>(p.q_heads / p.kv_heads)),
         first_row(row_block * ROWS),
         rows(minimum(ROWS, static_cast<int>(heads * s.q_len) - first_row)),
+        q(reinterpret_cast<uint4 *>(shared)),
         o{} {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -79,22 +80,28 @@ struct DecodeMma {
     }
   }
 
-  // The rows of Q as the left operand: its dimensions in the order of a key's.
+  // The rows of Q as left operands, their dimensions in the order of a key's, into shared memory: four registers of
+  // a lane side by side. There they take none of the registers that hold keys and values on their way.
   DEVICE void load_queries() {
+    for (int c = warp; c < CHUNKS; c += WARPS) {
+      u32 operand[STEPS][4];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row + minimum(g + 8 * half, rows - 1);
-      const Rows at(p.q, p.q_strides, p.cu_seqlens_q ? 0 : s.batch, kv_head * heads + row % heads, s.q_row, 2);
-      const char *const from = at.row(row / heads);
-#pragma unroll
-      for (int c = 0; c < CHUNKS; ++c)
+      for (int half = 0; half < 2; ++half) {
+        const int row = first_row + minimum(g + 8 * half, rows - 1);
+        const Rows at(p.q, p.q_strides, p.cu_seqlens_q ? 0 : s.batch, kv_head * heads + row % heads, s.q_row, 2);
+        const char *const from = at.row(row / heads);
 #pragma unroll
         for (int part = 0; part < E / 8; ++part) {
           const uint4 eight = load_line<2>(from, c * 4 * E + t * E + part * 8, static_cast<int>(p.head_dim), true);
           const u32 word[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
-          for (int i = 0; i < 4; ++i) q[c * STEPS + part * 2 + i / 2][half + 2 * (i % 2)] = word[i];
+          for (int i = 0; i < 4; ++i) operand[part * 2 + i / 2][half + 2 * (i % 2)] = word[i];
         }
+      }
+#pragma unroll
+      for (int step = 0; step < STEPS; ++step)
+        q[(c * STEPS + step) * WARP + g * 4 + t] =
+            make_uint4(operand[step][0], operand[step][1], operand[step][2], operand[step][3]);
     }
   }
 
@@ -152,11 +159,14 @@ struct DecodeMma {
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c)
 #pragma unroll
-      for (int step = 0; step < STEPS; ++step)
+      for (int step = 0; step < STEPS; ++step) {
+        const uint4 four = q[(c * STEPS + step) * WARP + g * 4 + t];
+        const u32 a[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (int j = 0; j < 2; ++j)
-          Mma::template multiply<TQ>(x[j], q[c * STEPS + step], Operand<T>::neighbours(k[j][c], 2 * step),
+          Mma::template multiply<TQ>(x[j], a, Operand<T>::neighbours(k[j][c], 2 * step),
                                      Operand<T>::neighbours(k[j][c], 2 * step + 1));
+      }
   }
 
   DEVICE void weigh(float (&x)[2][4], int key, int past) {
@@ -230,17 +240,19 @@ struct DecodeMma {
     const int begin = maximum(low.first, split * each), past = minimum(high.past, (split + 1) * each);
     int key = begin + warp * KEYS;
     uint4 k[2][CHUNKS], v[4][V_CHUNKS];
-    // The first keys and values are on their way before the queries: they do not wait for one another.
-    if (key < past) load_keys(k, key, past), load_values(v, key, past);
+    // The first keys are on their way before the queries: they do not wait for one another.
+    if (key < past) load_keys(k, key, past);
     load_queries();
-    for (bool first = true; key < past; key += WARPS * KEYS, first = false) {
-      if (!first) load_values(v, key, past);
+    __syncthreads();
+    for (; key < past; key += WARPS * KEYS) {
+      load_values(v, key, past);
       float x[2][4] = {};
       score(k, x);
       if (key + WARPS * KEYS < past) load_keys(k, key + WARPS * KEYS, past);
       weigh(x, key, past);
       add(x, v);
     }
+    __syncthreads();  // the queries lie where parts will
     put(shared);
   }
 

@@ -38,7 +38,7 @@ struct Parts {
       const int r = i / (COLUMNS / 4), c = i % (COLUMNS / 4) * 4;
       const float *const factor = factors + r * (count + 2), *const from = parts + r * SIZE + 4 + c;
       float4 total = make_float4(0, 0, 0, 0);
-#pragma unroll 8
+#pragma unroll 16
       for (int part = 0; part < count; ++part) {
         const float f = factor[2 + part];
         const float4 x = read4<GLOBAL>(from + part * stride);

@@ -10,7 +10,9 @@ import pytest
 
 import reference
 
-MODULES = sorted(info.name for info in pkgutil.iter_modules(reference.__path__))
+MODULES = sorted(
+    info.name.removeprefix("reference.") for info in pkgutil.walk_packages(reference.__path__, "reference.")
+)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("_")])
@@ -30,6 +32,9 @@ def test_attention_itself_has_an_example(name):
 
 
 def test_every_module_is_exported():
-    assert {name for name in MODULES if not name.startswith("_")} <= set(reference.__all__)
-    for name in reference.__all__:
-        assert hasattr(reference, name)
+    public = {name for name in MODULES if not name.startswith("_")}
+    assert {name for name in public if "." not in name} <= set(reference.__all__)
+    assert {name.removeprefix("volta.") for name in public if "." in name} <= set(reference.volta.__all__)
+    for package in (reference, reference.volta):
+        for name in package.__all__:
+            assert hasattr(package, name)

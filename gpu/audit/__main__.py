@@ -15,14 +15,22 @@ from .toolchain import ToolchainError, available
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastattention.gpu.audit",
-        description="Compile the CUDA kernels without a GPU and hold their machine code against what is required.",
+        description="Compile the CUDA kernels without a GPU and check their machine code against what is required.",
     )
     parser.add_argument("--all", action="store_true", help="every configuration, not the principal ones only")
-    parser.add_argument("--candidates", action="store_true", help="Volta's arrangements to choose from; fails for none")
-    parser.add_argument("--no-run", action="store_true", help="do not execute Volta's kernels in the emulator")
+    parser.add_argument(
+        "--candidates", action="store_true", help="Volta's arrangements to choose from; fails for none"
+    )
+    parser.add_argument(
+        "--no-run", action="store_true", help="do not execute Volta's kernels in the emulator"
+    )
     parser.add_argument("--arch", type=int, help="only this architecture: 70, 75, 80 or 90")
-    parser.add_argument("--match", default="", help="only configurations with this text in their label or file")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to a file; - is standard output")
+    parser.add_argument(
+        "--match", default="", help="only configurations with this text in their label or file"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write everything to a file; - is standard output"
+    )
     args = parser.parse_args(arguments)
     missing = available()
     if missing:
@@ -43,7 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
     studies = []
     for number, c in enumerate(chosen, 1):
         if sys.stderr.isatty():
-            print(f"\r{number}/{len(chosen)} sm_{c.architecture} {c.label:60.60}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{number}/{len(chosen)} sm_{c.architecture} {c.label:60.60}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
         try:
             studies.append(examine(c, execute=not args.no_run))
         except ToolchainError as error:

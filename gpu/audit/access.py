@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import Fault
+from .memory import KernelError
 from .operands import address, flags, predicate, register, word
-from .processor import Warp, opcode
+from .processor import STACK, Warp, opcode
 from .sass import Instruction
 
 Effect = Callable[[Warp, NDArray[np.bool_]], None]
@@ -21,7 +21,7 @@ def size_of(i: Instruction) -> int:
         if i.has(name):
             return size
     if i.has("S8") or i.has("S16"):
-        raise Fault(f"{i.opcode}: not known")
+        raise KernelError(f"{i.opcode}: not known")
     return 4
 
 
@@ -29,7 +29,8 @@ def _pointer(warp: Warp, number: int, offset: int, wide: bool) -> NDArray[np.int
     low = warp.registers[number].astype(np.int64)
     if wide and number != 255:
         low = low | warp.registers[number + 1].astype(np.int64) << 32
-    return low + offset
+    pointer: NDArray[np.int64] = low + offset
+    return pointer
 
 
 def _load(i: Instruction, shared: bool) -> Effect:
@@ -81,6 +82,37 @@ def sts(i: Instruction) -> Effect:
     return _store(i, shared=True)
 
 
+def _local(i: Instruction, where: str) -> Callable[[Warp], NDArray[np.int64]]:
+    """Addresses in a warp's local memory, which is laid out lane after lane."""
+    base, offset = address(where)
+    return lambda warp: _pointer(warp, base, offset, False) + np.arange(32) * STACK
+
+
+@opcode("LDL")
+def ldl(i: Instruction) -> Effect:
+    result, place, size = register(i.operands[0]), _local(i, i.operands[1]), size_of(i)
+
+    def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
+        words = warp.local().gather(place(warp)[mask], size)
+        for n in range(words.shape[1]):
+            warp.registers[result + n][mask] = words[:, n]
+
+    return effect
+
+
+@opcode("STL")
+def stl(i: Instruction) -> Effect:
+    place, source, size = _local(i, i.operands[0]), register(i.operands[1]), size_of(i)
+
+    def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
+        rows = [255 if source == 255 else source + n for n in range(max(size // 4, 1))]
+        warp.local().scatter(
+            place(warp)[mask], np.stack([warp.registers[row] for row in rows], axis=1)[mask], size
+        )
+
+    return effect
+
+
 @opcode("SHFL")
 def shfl(i: Instruction) -> Effect:
     out, result = predicate(i.operands[0])[0], register(i.operands[1])
@@ -89,13 +121,13 @@ def shfl(i: Instruction) -> Effect:
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         if np.any(clamp(warp)[mask] != 0x1F):
-            raise Fault("segments of a warp are not known")
+            raise KernelError("segments of a warp are not known")
         step = by(warp).astype(np.int64)
         other = {"BFLY": lanes ^ step, "IDX": step, "UP": lanes - step, "DOWN": lanes + step}[i.parts[1]]
         inside = (other >= 0) & (other < 32)
         other = np.where(inside, other, lanes)
         if not mask[other[mask]].all():
-            raise Fault("a lane asks for the register of a lane that takes no part")
+            raise KernelError("a lane asks for the register of a lane that takes no part")
         warp.set(result, source(warp)[other], mask)
         warp.set_predicate(out, inside, mask)
 
@@ -131,7 +163,7 @@ def s2r(i: Instruction) -> Effect:
         elif name.startswith("SR_CTAID."):
             value = np.full(32, warp.cta.block["XYZ".index(name[-1])], np.uint32)
         else:
-            raise Fault(f"{name} is not known")
+            raise KernelError(f"{name} is not known")
         warp.set(result, value, mask)
 
     return effect
@@ -141,7 +173,7 @@ def s2r(i: Instruction) -> Effect:
 def cs2r(i: Instruction) -> Effect:
     result = register(i.operands[0])
     if i.operands[1] != "SRZ":
-        raise Fault(f"{i.operands[1]} is not known")
+        raise KernelError(f"{i.operands[1]} is not known")
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         zeros = np.zeros(32, np.uint32)

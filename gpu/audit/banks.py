@@ -1,8 +1,8 @@
 """Bank conflicts: in how many wavefronts shared memory serves one access of a warp.
 
-Volta's shared memory has 32 banks of 4 bytes: word w lies in bank w % 32. One wavefront serves one word a bank; lanes
-that ask for the same word are served together. An access of 4 bytes a lane is one request of 32 lanes; of 8 bytes two
-requests of half a warp, of 16 bytes four of a quarter (128 bytes each).
+Volta's shared memory has 32 banks of 4 bytes: word w lies in bank w % 32. One wavefront serves one word a
+bank; lanes that ask for the same word are served together. An access of 4 bytes a lane is one request of 32
+lanes; of 8 bytes two requests of half a warp, of 16 bytes four of a quarter (128 bytes each).
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""How long a V100's tensor cores can be busy, from the instructions that one tile of keys costs a warp: two models.
+"""How busy a V100's tensor cores can be, from the instructions that a tile of keys costs a warp: two models.
 
-An SM has four sub-cores. Each issues one instruction of 32 lanes a cycle, and its pipes take longer than a cycle for
-it: a step of HMMA.884 two (so 8 for the 2048 FLOP of m8n8k4), 16 lanes of float32 and of integers two, four lanes of the
-multi-function unit eight. The four share one data path of 128 bytes a cycle to shared memory and the L1 cache.
+An SM has four sub-cores. Each issues one instruction of 32 lanes a cycle, and its pipes take longer than a
+cycle for it: a step of HMMA.884 two (so 8 for the 2048 FLOP of m8n8k4), 16 lanes of float32 and of integers
+two, four lanes of the multi-function unit eight. The four share one data path of 128 bytes a cycle to shared
+memory and the L1 cache.
 
-`throughput` assumes that everything overlaps: cycles of the tensor pipe over those of whatever is busy longest. No
-kernel is faster. `in_order` issues the warps' instructions one after another with the stall counts and scoreboards
-that the compiler wrote into them, and the latencies below: what is left when too few warps are there to hide them.
-Both leave out the memory behind the L2 cache, the beginning and the end of a CTA, and clocks.
+`throughput` assumes that everything overlaps: cycles of the tensor pipe over those of whatever is busy
+longest. No kernel is faster. `in_order` issues the warps' instructions one after another with the stall
+counts and scoreboards that the compiler wrote into them, and the latencies below: what is left when too few
+warps are there to hide them. Both leave out the memory behind the L2 cache, the beginning and the end of a
+CTA, and clocks.
 
 The rates are those of FACTS in the book's chapter on Volta and of NVIDIA's CUDA programming guide (arithmetic
-throughput: 16 conversions between float32 and float16 a cycle and SM, as many as special functions, hence one pipe).
+throughput: 16 conversions between float32 and float16 a cycle and SM, as many as special functions, hence one
+pipe).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ REGISTERS, SHARED_BYTES, THREADS, CTAS = 65536, 96 * 1024, 2048, 32  # of an SM
 _MULTIPLY = {"FADD", "FMUL", "FFMA", "IMAD"}
 _FUNCTION = {"MUFU", "F2F", "F2I", "I2F"}
 _SHARED = {"LDS", "STS"}
-_GLOBAL = {"LDG", "STG", "LD", "ST"}
+_GLOBAL = {"LDG", "STG", "LDL", "STL"}
 _CONTROL = {"BRA", "BSSY", "BSYNC", "BMOV", "BAR", "NOP", "EXIT", "WARPSYNC", "CALL", "RET", "BREAK", "YIELD"}
 
 
@@ -46,10 +49,13 @@ def pipe_of(name: str) -> str:
 
 
 _BUSY = {"tensor": 2, "multiply": 2, "function": 8, "integer": 2, "control": 1}
-# Cycles from issue until a scoreboard is free. LDS and LDG (found in L2): measured, FACTS 4; the others are assumed.
-_LATENCY = {"LDS": 26, "SHFL": 26, "LDG": 211, "HMMA": 10, "STS": 20, "STG": 20}
+# Cycles from issue until a scoreboard is free. LDS and LDG (found in L2): measured, FACTS 4; the others are
+# assumed.
+_LATENCY = {"LDS": 26, "SHFL": 26, "LDG": 211, "HMMA": 10, "STS": 20, "STG": 20, "LDL": 40, "STL": 20}
 _FUNCTION_LATENCY, _READ_LATENCY = 20, 12
-_QUEUED = 64  # cycles of work that may wait before the memory and function pipes, so that issue goes on (assumed)
+_QUEUED = (
+    64  # cycles of work that may wait before the memory and function pipes, so that issue goes on (assumed)
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Issued:
 
 
 def issued(instruction: Instruction, wavefronts: int = 0) -> Issued:
-    """`wavefronts` of an access to shared memory; a global one takes a wavefront for 128 bytes, a shuffle one."""
+    """`wavefronts`: of an access to shared memory; a global one takes one for 128 bytes, a shuffle one."""
     if instruction.name in _GLOBAL:
         wavefronts = 4 if instruction.has("128") else 2 if instruction.has("64") else 1
     elif instruction.name == "SHFL":
@@ -70,7 +76,7 @@ def issued(instruction: Instruction, wavefronts: int = 0) -> Issued:
 
 
 def cycles(tile: Sequence[Issued]) -> dict[str, int]:
-    """Cycles for which one tile of one warp keeps each resource of its sub-core; of memory, a quarter is its share."""
+    """Cycles for which a tile keeps each resource of the warp's sub-core, whose share of memory is a quarter."""
     pipes = Counter(pipe_of(one.instruction.name) for one in tile)
     found = {pipe: count * _BUSY[pipe] for pipe, count in pipes.items() if pipe not in ("memory", "control")}
     return found | {"issue": len(tile), "memory": SUB_CORES * sum(one.wavefronts for one in tile)}
@@ -119,10 +125,10 @@ class _Warp:
 
 
 def in_order(tile: Sequence[Issued], warps: int) -> float:
-    """Share of time in which tensor cores are busy when `warps` of a sub-core run the same tile over and over.
+    """Share of time in which tensor cores are busy when a sub-core's `warps` run the same tile over and over.
 
-    The warp that is longest ready is issued first. They begin a part of a tile apart, as warps of different CTAs are;
-    barriers do not hold them (warps of one CTA on other sub-cores do the same at the same time).
+    The warp that is longest ready is issued first. They begin a part of a tile apart, as warps of different
+    CTAs are; barriers do not hold them (warps of one CTA on other sub-cores do the same at the same time).
     """
     repeats = 6
     running = [_Warp(tile, repeats) for _ in range(warps)]
@@ -132,7 +138,9 @@ def in_order(tile: Sequence[Issued], warps: int) -> float:
     free: dict[str, int] = {}
     now = 0
     while any(warp.at < warp.length for warp in running):
-        waiting = [(warp.earliest(free), warp.ready, n) for n, warp in enumerate(running) if warp.at < warp.length]
+        waiting = [
+            (warp.earliest(free), warp.ready, n) for n, warp in enumerate(running) if warp.at < warp.length
+        ]
         when, _, number = min(waiting)
         now = max(now + 1, when)
         running[number].issue(now, free)
@@ -142,7 +150,7 @@ def in_order(tile: Sequence[Issued], warps: int) -> float:
 
 
 def ctas_per_sm(registers: int, threads: int, shared_bytes: int) -> int:
-    """CTAs that fit on a V100's SM. Registers are given to warps in units of 256, shared memory in units of 256 bytes."""
+    """CTAs that fit on a V100's SM. Warps get registers by 256, CTAs get shared memory by 256 bytes."""
     of_warp = -(-registers * 32 // 256) * 256
     shared = -(-shared_bytes // 256) * 256
     by_registers = (REGISTERS // SUB_CORES // of_warp) * SUB_CORES // (threads // 32)

@@ -61,7 +61,9 @@ class Configuration:
     def label(self) -> str:
         d = self.definitions
         if not self.prefill:
-            names = [f"{name.lower()}={value}" for name, value in d.items() if name not in ("ATOM", "MIN_BLOCKS")]
+            names = [
+                f"{name.lower()}={value}" for name, value in d.items() if name not in ("ATOM", "MIN_BLOCKS")
+            ]
             return " ".join(names)
         sides = f" {d['ABREAST']} abreast" if self.architecture < 75 else ""
         flags = [name for name, value in (("modified", "MODIFIED"), ("async", "ASYNC")) if d[value]]
@@ -91,7 +93,8 @@ def prefill(
     atom = ATOM_OF[architecture]
     definitions: dict[str, str | int] = {
         "ELEMENT": element, "HEAD_DIM": dim, "V_DIM": v_dim or dim, "WARPS": warps, "WARP_ROWS": warp_rows,
-        "KEYS": keys, "MODIFIED": modified, "ALIGNED": aligned, "ASYNC": int(atom == 80 and aligned), "MIN_BLOCKS": 1,
+        "KEYS": keys, "MODIFIED": modified, "ALIGNED": aligned, "ASYNC": int(atom == 80 and aligned),
+        "MIN_BLOCKS": 1,
     }  # fmt: skip
     if atom == 70:
         definitions["ABREAST"] = abreast
@@ -115,7 +118,12 @@ def _cuda_cores() -> Iterator[Configuration]:
             yield Configuration("00_naive.cu", "attention", architecture, {"ELEMENT": element})
             for source in ("01_online_softmax.cu", "02_tiling_mask.cu"):
                 for dim in (64, 128, 256):
-                    d: dict[str, str | int] = {"ELEMENT": element, "HEAD_DIM": dim, "V_DIM": dim, "MODIFIED": 0}
+                    d: dict[str, str | int] = {
+                        "ELEMENT": element,
+                        "HEAD_DIM": dim,
+                        "V_DIM": dim,
+                        "MODIFIED": 0,
+                    }
                     yield Configuration(source, "attention", architecture, d)
 
 
@@ -129,7 +137,8 @@ def _decode() -> Iterator[Configuration]:
                         continue  # tensor cores take 16 rows, whatever there are
                     yield Configuration("05_decode.cu", "decode", architecture, {
                         "ATOM": atom if tensor else 70, "QUERY": query, "ELEMENT": element, "HEAD_DIM": dim,
-                        "V_DIM": dim, "ROWS": rows, "KEYS": 4, "WARPS": 4, "MODIFIED": 0, "PAGED": 0, "ALIGNED": 1,
+                        "V_DIM": dim, "ROWS": rows, "KEYS": 4, "WARPS": 4, "MODIFIED": 0, "PAGED": 0,
+                        "ALIGNED": 1,
                         "MIN_BLOCKS": 1,
                     })  # fmt: skip
 
@@ -152,7 +161,7 @@ def every() -> list[Configuration]:
 
 
 def candidates() -> list[Configuration]:
-    """Volta's arrangements to choose from: which fit, and what the models say of each, is for the audit to tell."""
+    """Volta's arrangements to choose from; the audit tells which fit, and what the models say of each."""
     found = []
     for dim in (64, 128, 256):
         for warps in (4, 8):

@@ -1,7 +1,7 @@
 """Floating-point instructions of sm_70, lane by lane.
 
-Sums, products and conversions are rounded as IEEE 754 says. The multi-function unit's results (ex2, rcp, ...) are
-rounded from float64: more exact than the unit's, which errs by 1 to 2 units of the last place.
+Sums, products and conversions are rounded as IEEE 754 says. The multi-function unit's results (ex2, rcp, ...)
+are rounded from float64: more exact than the unit's, which errs by 1 to 2 units of the last place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .integers import combine
-from .memory import Fault
+from .memory import KernelError
 from .operands import flags, predicate, real, register, word
 from .processor import Warp, opcode
 from .sass import Instruction
@@ -46,7 +46,7 @@ def _arithmetic(i: Instruction, compute: Callable[..., NDArray[np.floating]]) ->
 
 def _unknown(i: Instruction) -> Effect:
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
-        raise Fault(f"{i.opcode} {', '.join(i.operands)}: not known")
+        raise KernelError(f"{i.opcode} {', '.join(i.operands)}: not known")
 
     return effect
 
@@ -69,7 +69,12 @@ def ffma(i: Instruction) -> Effect:
 
 @opcode("FMNMX")
 def fmnmx(i: Instruction) -> Effect:
-    result, a, b, smaller = register(i.operands[0]), real(i.operands[1]), real(i.operands[2]), flags(i.operands[3])
+    result, a, b, smaller = (
+        register(i.operands[0]),
+        real(i.operands[1]),
+        real(i.operands[2]),
+        flags(i.operands[3]),
+    )
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         x, y = a(warp), b(warp)
@@ -80,7 +85,12 @@ def fmnmx(i: Instruction) -> Effect:
 
 @opcode("FSEL")
 def fsel(i: Instruction) -> Effect:
-    result, a, b, condition = register(i.operands[0]), real(i.operands[1]), real(i.operands[2]), flags(i.operands[3])
+    result, a, b, condition = (
+        register(i.operands[0]),
+        real(i.operands[1]),
+        real(i.operands[2]),
+        flags(i.operands[3]),
+    )
     return lambda warp, mask: warp.set(result, _bits(np.where(condition(warp), a(warp), b(warp))), mask)
 
 
@@ -96,7 +106,7 @@ def fsetp(i: Instruction) -> Effect:
     unordered = len(name) == 3 and name.endswith("U")
     compare = _COMPARE.get(name[:2])
     if compare is None or len(name) > 3:
-        raise Fault(f"{i.opcode}: not known")
+        raise KernelError(f"{i.opcode}: not known")
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         x, y = a(warp), b(warp)
@@ -123,7 +133,9 @@ def mufu(i: Instruction) -> Effect:
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         with np.errstate(all="ignore"):
-            warp.set(result, _bits(_flush(function(_flush(a(warp)).astype(np.float64)).astype(np.float32))), mask)
+            warp.set(
+                result, _bits(_flush(function(_flush(a(warp)).astype(np.float64)).astype(np.float32))), mask
+            )
 
     return effect
 
@@ -153,14 +165,14 @@ def f2f(i: Instruction) -> Effect:
                 warp.set(result, a(warp).astype(np.float16).view(np.uint16).astype(np.uint32), mask)
 
         return narrow
-    raise Fault(f"{i.opcode}: not known")
+    raise KernelError(f"{i.opcode}: not known")
 
 
 @opcode("HADD2")
 def hadd2(i: Instruction) -> Effect:
     """As sm_70 widens a half: ``HADD2.F32 R0, -RZ, R1.H0_H0``."""
     if not i.has("F32") or i.operands[1] != "-RZ":
-        raise Fault(f"{i.opcode} {', '.join(i.operands)}: not known")
+        raise KernelError(f"{i.opcode} {', '.join(i.operands)}: not known")
     upper = i.operands[2].endswith("H1_H1")
     result, a = register(i.operands[0]), word(i.operands[2])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import Fault, Words
+from .memory import KernelError, Words
 from .operands import flags, is_predicate, predicate, raw, register, word
 from .processor import Warp, opcode
 from .sass import Instruction
@@ -40,10 +40,10 @@ def _addend(token: str) -> Callable[[Warp], NDArray[np.uint64]]:
 def _split(tokens: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
     """Operands behind the result: predicates written, sources, predicates read."""
     rest = list(tokens[1:])
-    written = []
+    written: list[str] = []
     while rest and is_predicate(rest[0]):
         written.append(rest.pop(0))
-    read = []
+    read: list[str] = []
     while rest and is_predicate(rest[-1]):
         read.insert(0, rest.pop())
     return written, rest, read
@@ -75,7 +75,7 @@ def imad(i: Instruction) -> Effect:
     signed = not i.has("U32")
     if i.has("WIDE") or i.has("HI"):
         if i.has("X") or c_token.startswith(("-", "~")):
-            raise Fault(f"{i.opcode} {', '.join(i.operands)}: not known")
+            raise KernelError(f"{i.opcode} {', '.join(i.operands)}: not known")
         c_read = _pair(c_token)
         a, b = word(a_token), word(b_token)
 
@@ -97,7 +97,7 @@ def imad(i: Instruction) -> Effect:
 
         return wide
     if written:
-        raise Fault(f"{i.opcode}: carry of a product is not known")
+        raise KernelError(f"{i.opcode}: carry of a product is not known")
     a, b, c = word(a_token), word(b_token), word(c_token)
     ins = [flags(p) for p in carries] if i.has("X") else []
 
@@ -156,7 +156,7 @@ def shf(i: Instruction) -> Effect:
     wide = i.has("U64") or i.has("S64")
     kind, left, high = i.parts[-2] if i.has("HI") else i.parts[-1], i.has("L"), i.has("HI")
     if i.has("W") or kind not in ("U32", "S32", "U64", "S64"):
-        raise Fault(f"{i.opcode}: not known")
+        raise KernelError(f"{i.opcode}: not known")
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         count = np.minimum(_wide(by(warp)), np.uint64(63 if wide else 32))
@@ -249,13 +249,23 @@ def plop3(i: Instruction) -> Effect:
 
 @opcode("SEL")
 def sel(i: Instruction) -> Effect:
-    result, a, b, condition = register(i.operands[0]), word(i.operands[1]), word(i.operands[2]), flags(i.operands[3])
+    result, a, b, condition = (
+        register(i.operands[0]),
+        word(i.operands[1]),
+        word(i.operands[2]),
+        flags(i.operands[3]),
+    )
     return lambda warp, mask: warp.set(result, np.where(condition(warp), a(warp), b(warp)), mask)
 
 
 @opcode("IMNMX")
 def imnmx(i: Instruction) -> Effect:
-    result, a, b, condition = register(i.operands[0]), word(i.operands[1]), word(i.operands[2]), flags(i.operands[3])
+    result, a, b, condition = (
+        register(i.operands[0]),
+        word(i.operands[1]),
+        word(i.operands[2]),
+        flags(i.operands[3]),
+    )
     kind = np.uint32 if i.has("U32") else np.int32
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
@@ -278,7 +288,9 @@ def prmt(i: Instruction) -> Effect:
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         source = np.stack([a(warp), c(warp)], axis=1).view(np.uint8)  # (32, 8) bytes
-        pick = np.stack([select(warp) >> np.uint32(4 * n) & np.uint32(15) for n in range(4)], axis=1).astype(np.int64)
+        pick = np.stack([select(warp) >> np.uint32(4 * n) & np.uint32(15) for n in range(4)], axis=1).astype(
+            np.int64
+        )
         chosen = np.take_along_axis(source, pick & 7, axis=1)
         chosen = np.where(pick & 8, np.where(chosen & 128, 255, 0), chosen).astype(np.uint8)
         warp.set(result, np.ascontiguousarray(chosen).view(np.uint32)[:, 0], mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,10 +97,9 @@ def attention(
     p["scale"], p["softcap"] = dim**-0.5, softcap
     grid = (-(-q_len // rows), heads, batch)
     ctas = []
-    for z in range(grid[2]):
-        for y in range(grid[1]):
-            for x in range(grid[0]):
-                ctas.append(Cta(program, threads, shared_bytes, problem.tobytes(), heap, grid, (x, y, z)))
-                ctas[-1].run()
+    for sequence, head, block in itertools.product(*map(range, reversed(grid))):
+        place = (block, head, sequence)
+        ctas.append(Cta(program, threads, shared_bytes, problem.tobytes(), heap, grid, place))
+        ctas[-1].run()
     read_out, read_lse = heap.read(int(p["out"]), out), heap.read(int(p["lse"]), lse)
     return Result(read_out.astype(np.float16), read_lse.astype(np.float32), ctas)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint32]
 
 
-class Fault(RuntimeError):
+class KernelError(RuntimeError):
     """The kernel did what a GPU would stop it for, or what the emulator does not know."""
 
 
@@ -32,10 +32,10 @@ class Memory:
     def _cells(self, addresses: NDArray[np.int64], size: int) -> NDArray[np.int64]:
         first = addresses - self.base
         if np.any(addresses % size):
-            raise Fault(f"misaligned: {size} bytes at {addresses[addresses % size != 0][0]:#x}")
+            raise KernelError(f"misaligned: {size} bytes at {addresses[addresses % size != 0][0]:#x}")
         if np.any((first < 0) | (first + size > self.bytes.size)):
             bad = addresses[(first < 0) | (first + size > self.bytes.size)][0]
-            raise Fault(f"out of bounds: {size} bytes at {bad:#x}")
+            raise KernelError(f"out of bounds: {size} bytes at {bad:#x}")
         cells: NDArray[np.int64] = first[:, None] + np.arange(size)
         return cells
 

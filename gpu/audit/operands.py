@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .memory import Fault, Words
+from .memory import KernelError, Words
 
 if TYPE_CHECKING:
     from .processor import Warp
@@ -27,7 +27,7 @@ def register(token: str) -> int:
     if name == "RZ":
         return 255
     if not re.fullmatch(r"R\d+", name):
-        raise Fault(f"operand {token!r}: expected a register")
+        raise KernelError(f"operand {token!r}: expected a register")
     return int(name[1:])
 
 
@@ -35,7 +35,7 @@ def predicate(token: str) -> tuple[int, bool]:
     """Number of a predicate (7 is PT) and whether it is negated."""
     name = token.lstrip("!")
     if not re.fullmatch(r"P(\d|T)", name):
-        raise Fault(f"operand {token!r}: expected a predicate")
+        raise KernelError(f"operand {token!r}: expected a predicate")
     return 7 if name == "PT" else int(name[1]), token.startswith("!")
 
 
@@ -55,12 +55,12 @@ def address(token: str) -> tuple[int, int]:
     """Register (255: none) and offset of ``[R2+0x10]``."""
     match = _ADDRESS.match(token)
     if not match:
-        raise Fault(f"operand {token!r}: expected an address")
+        raise KernelError(f"operand {token!r}: expected an address")
     return register(match[1]) if match[1] else 255, int(match[2] or "0", 16)
 
 
 def raw(token: str, real: bool = False) -> Read:
-    """Reads a register, constant or immediate without its sign; `real`: immediates are floats unless hexadecimal."""
+    """Reads a register, constant or immediate; `real`: immediates are floats unless they are hexadecimal."""
     token = _SUFFIX.sub("", token).strip()
     if re.fullmatch(r"R\d+|RZ", token):
         number = register(token)
@@ -71,14 +71,14 @@ def raw(token: str, real: bool = False) -> Read:
         return lambda warp: warp.constant(bank, offset)
     number_of = {"INF": np.inf, "QNAN": np.nan}
     try:
-        if token.startswith("0x") or token.startswith("-0x") or not real:
+        if token.startswith(("0x", "-0x")) or not real:
             value = np.uint32(int(token, 0) & 0xFFFFFFFF)
         else:
             name = token.strip("+-").rstrip()
             sign = -1.0 if token.startswith("-") else 1.0
             value = np.float32(sign * (number_of[name] if name in number_of else float(name))).view(np.uint32)
     except ValueError:
-        raise Fault(f"operand {token!r} is not known") from None
+        raise KernelError(f"operand {token!r} is not known") from None
     words = np.full(32, value, np.uint32)
     return lambda warp: words
 

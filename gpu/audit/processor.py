@@ -1,8 +1,8 @@
 """An emulator of sm_70 machine code: a warp of 32 lanes, its control flow, and a CTA of warps.
 
-Written to check kernels where no Volta is at hand: every instruction that the kernels use is executed for 32 lanes at
-once; one that is not known stops it. Lanes that part ways are run lowest address first and meet again where the code
-says so (BSSY, BSYNC).
+Written to check kernels where no Volta is at hand: every instruction that the kernels use is executed for 32
+lanes at once; one that is not known stops it. Lanes that part ways are run lowest address first and meet
+again where the code says so (BSSY, BSYNC).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .banks import wavefronts
-from .memory import Fault, Memory, Words
+from .memory import KernelError, Memory, Words
 from .operands import flags, predicate
 from .sass import Instruction
 
@@ -21,6 +21,7 @@ Mask = NDArray[np.bool_]
 Effect = Callable[["Warp", Mask], None]
 Build = Callable[[Instruction], Effect]
 _BUILDERS: dict[str, Build] = {}
+STACK = 4096  # bytes of local memory a lane; the stack grows down from its end
 
 
 def opcode(name: str) -> Callable[[Build], Build]:
@@ -54,7 +55,7 @@ class Program:
         if found is None:
             i = self.instructions[number]
             if i.name not in _BUILDERS:
-                raise Fault(f"{i.address:#x}: {i.opcode} is not known")
+                raise KernelError(f"{i.address:#x}: {i.opcode} is not known")
             found = self._effects[number] = _BUILDERS[i.name](i)
         return found
 
@@ -85,6 +86,7 @@ class Warp:
         self.boards: dict[str, Mask] = {}
         self.trace: list[int] = []
         self.accesses: list[tuple[int, int, int]] = []
+        self._local: Memory | None = None
         self.product: tuple[object, NDArray[np.float64]] = (None, np.zeros((32, 8)))  # of tensor.py
 
     def set(self, number: int, value: Words, mask: Mask) -> None:
@@ -97,8 +99,14 @@ class Warp:
 
     def constant(self, bank: int, offset: int) -> Words:
         if bank != 0:
-            raise Fault(f"constant bank {bank} is not known")
+            raise KernelError(f"constant bank {bank} is not known")
         return np.full(32, self.cta.constants[offset // 4], np.uint32)
+
+    def local(self) -> Memory:
+        """Local memory of the 32 lanes, one behind another; only kernels that spill have any."""
+        if self._local is None:
+            self._local = Memory(32 * STACK)
+        return self._local
 
     def touch_shared(self, addresses: NDArray[np.int64], mask: Mask, size: int) -> None:
         """Counts the wavefronts of the access that is being executed."""
@@ -121,7 +129,8 @@ class Warp:
         while self.alive.any():
             ready = self.alive & ~self.waiting
             if not ready.any():
-                raise Fault(f"warp {self.number}: all lanes wait at {int(self.pc[self.alive].min()):#x}")
+                first = int(self.pc[self.alive].min())
+                raise KernelError(f"warp {self.number}: all lanes wait, the first at {first:#x}")
             place = int(self.pc[ready].min())
             lanes = ready & (self.pc == place)
             number = place // 16
@@ -135,7 +144,7 @@ class Warp:
                 self._meet(everyone, lanes)
             elif name == "BAR":
                 if i.opcode not in ("BAR.SYNC", "BAR.SYNC.DEFER_BLOCKING") or guard is not None:
-                    raise Fault(f"{i.address:#x}: {i.opcode} under {i.guard} is not known")
+                    raise KernelError(f"{i.address:#x}: {i.opcode} under {i.guard} is not known")
                 if self._meet(everyone, lanes):
                     yield
             elif name in ("BRA", "CALL", "RET", "EXIT", "BSSY", "BMOV", "BREAK"):
@@ -144,8 +153,8 @@ class Warp:
                 if active.any():
                     try:
                         self.program.effect(number)(self, active)
-                    except Fault as fault:
-                        raise Fault(f"warp {self.number}, {i.address:#x} {i.opcode}: {fault}") from None
+                    except KernelError as fault:
+                        raise KernelError(f"warp {self.number}, {i.address:#x} {i.opcode}: {fault}") from None
                 self.pc[lanes] += 16
 
     def _branch(self, i: Instruction, lanes: Mask, active: Mask) -> None:
@@ -163,7 +172,7 @@ class Warp:
             self.boards[i.operands[-1]] = self.boards[i.operands[-1]] & ~active
         elif i.name == "BMOV":
             if not (i.opcode == "BMOV.32.CLEAR" and i.operands[0] == "RZ"):
-                raise Fault(f"{i.address:#x}: {i.opcode} {', '.join(i.operands)} is not known")
+                raise KernelError(f"{i.address:#x}: {i.opcode} {', '.join(i.operands)} is not known")
             self.boards.pop(i.operands[1], None)
         elif i.has("DIV"):
             if not lanes.all():
@@ -205,6 +214,7 @@ class Cta:
     ) -> None:
         self.heap, self.shared, self.block = heap, Memory(shared_bytes), block
         bank = np.zeros(0x160 + (len(parameters) + 3) // 4 * 4, np.uint8)
+        bank[0x28:0x2C] = np.array([STACK], np.uint32).view(np.uint8)
         bank[:24] = np.array([threads, 1, 1, *grid], np.uint32).view(np.uint8)
         bank[0x160 : 0x160 + len(parameters)] = np.frombuffer(parameters, np.uint8)
         self.constants = bank.view(np.uint32)
@@ -217,5 +227,5 @@ class Cta:
             while running:
                 arrived = [r for r in running if next(r, StopIteration) is not StopIteration]
                 if arrived and len(arrived) != len(running):
-                    raise Fault("some warps of a CTA ended while others wait at a barrier")
+                    raise KernelError("some warps of a CTA ended while others wait at a barrier")
                 running = arrived

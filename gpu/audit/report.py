@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .bound import PEAK_TFLOPS
 from .study import Study
 
 NOTE = f"""\
-Volta's columns are of one warp and one tile of keys in the steady state, executed in an emulator of sm_70; error is
-the largest difference of the kernel's output from float64. "busy" is a model, not a measurement: the share of time in
-which a V100's tensor cores can be busy if everything overlaps, and in brackets what is busy longest. "in order" adds
-the compiler's schedule, latencies and the number of warps. Neither knows of memory behind L2, of clocks, of the
-beginning and end of a CTA, nor of the part of the causal diagonal that is computed and thrown away. Times
-{PEAK_TFLOPS:g} TFLOP/s they are upper bounds."""
+Volta's columns are of one warp and one tile of keys in the steady state, executed in an emulator of sm_70;
+error is the largest difference of the kernel's output from float64. "busy" is a model, not a measurement: the
+share of time in which a V100's tensor cores can be busy if everything overlaps, and in brackets what is busy
+longest; times {PEAK_TFLOPS:g} TFLOP/s it is an upper bound. "in order" adds the compiler's schedule, latencies
+(some assumed) and the number of warps: an estimate. Neither knows of memory behind L2, of clocks, of the
+beginning and end of a CTA, nor of the part of the causal diagonal that is computed and thrown away."""
 
 # FACTS 4: causal, float16. Kernels of others, whose code the model has not seen.
 PUBLISHED = ((128, 20.0, "D=128 at 8K"), (256, 46.6, "D=256, the best known"))
@@ -55,9 +55,9 @@ def _cells(study: Study) -> list[str]:
 
 
 _HEADINGS = (
-    "arch", "kernel", "configuration", "regs", "spill B", "shared KiB", "CTAs/SM", "HMMA/needed", "others per HMMA",
-    "LDS waves/ideal", "STS waves/ideal", "LDG LDS STS SHFL MUFU F2F fp32 int control", "error", "busy <= (by)",
-    "in order", "",
+    "arch", "kernel", "configuration", "regs", "spill B", "shared KiB", "CTAs/SM", "HMMA/needed",
+    "others per HMMA", "LDS waves/ideal", "STS waves/ideal", "LDG LDS STS SHFL MUFU F2F fp32 int control",
+    "error", "busy <= (by)", "in order", "",
 )  # fmt: skip
 
 
@@ -74,25 +74,30 @@ def print_table(studies: Sequence[Study]) -> None:
     console.print(table)
     if any(study.execution for study in studies):
         console.print(NOTE, highlight=False)
-        _compare(console.print, studies)
+        _compare(lambda line: console.print(line, highlight=False), studies)
     for study in studies:
         for failure in study.failures:
             c = study.configuration
-            console.print(f"FAILS sm_{c.architecture} {c.source} {c.label}: {failure}", style="red", highlight=False)
+            console.print(
+                f"FAILS sm_{c.architecture} {c.source} {c.label}: {failure}", style="red", highlight=False
+            )
     failed = sum(bool(study.failures) for study in studies)
-    console.print(f"{len(studies) - failed} of {len(studies)} configurations are as required", highlight=False)
+    console.print(
+        f"{len(studies) - failed} of {len(studies)} configurations are as required", highlight=False
+    )
 
 
-def _compare(say: object, studies: Sequence[Study]) -> None:
-    assert callable(say)
+def _compare(say: Callable[[str], None], studies: Sequence[Study]) -> None:
+    """The models beside what others measured, to show how far such figures are from life."""
     for dim, reached, where in PUBLISHED:
         for study in studies:
-            e, d = study.execution, study.configuration.definitions
-            if e and d["HEAD_DIM"] == dim and not d["MODIFIED"] and d["ALIGNED"] and study.configuration.source[:2] == "04":
+            e, c = study.execution, study.configuration
+            plain = not c.definitions.get("MODIFIED") and c.definitions.get("ALIGNED")
+            if e and c.definitions["HEAD_DIM"] == dim and plain and c.source == "04_prefetch.cu":
                 share = reached / PEAK_TFLOPS
                 say(
-                    f"How far such a bound is from life: published on a V100, {where}, {reached:g} TFLOP/s = {share:.0%} of "
-                    f"peak. If that kernel were arranged as ours of this head dimension, the models would say {e.bound:.0%} "
-                    f"and {e.in_order:.0%}: it reached {share / e.bound:.2f} and {share / e.in_order:.2f} of them."
+                    f"How far that is from life: published on a V100, {where}: {reached:g} TFLOP/s, {share:.0%} of "
+                    f"peak. Of ours the models say {e.bound:.0%} and {e.in_order:.0%}. Assuming that that kernel is "
+                    f"built as ours, it reached {share / e.bound:.2f} and {share / e.in_order:.2f} of them."
                 )
                 break

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import bound, launch
 from .configurations import Configuration
+from .memory import KernelError
 from .processor import Program, Warp
 from .sass import Instruction, tensor_loop
 from .toolchain import KERNELS, compile_kernel, disassemble
@@ -101,12 +102,16 @@ def examine(c: Configuration, folder: Path = KERNELS, *, execute: bool = True) -
     """
     compiled = compile_kernel(c.source, c.architecture, c.macros, entry=c.entry, folder=folder)
     instructions = disassemble(compiled)
-    spills = compiled.stack + compiled.spill_stores + compiled.spill_loads
+    spills = max(compiled.stack, compiled.spill_stores + compiled.spill_loads)
     found = Study(c, compiled.registers, spills, compiled.static_shared, None, None, None, None)
     if spills:
+        loop = tensor_loop(instructions)
+        inside = instructions[loop.first : loop.last + 1] if loop else instructions
+        times = sum(i.name in ("LDL", "STL") for i in inside)
         found.failures.append(
             f"local memory: {compiled.stack} bytes of stack, {compiled.spill_stores} stored, "
-            f"{compiled.spill_loads} loaded; expected none"
+            f"{compiled.spill_loads} loaded, {times} instructions {'in the loop' if loop else 'in all'}; "
+            "expected none"
         )
     if not c.prefill:
         return found
@@ -115,10 +120,16 @@ def examine(c: Configuration, folder: Path = KERNELS, *, execute: bool = True) -
     if c.architecture == 70:
         found.ctas = bound.ctas_per_sm(found.registers, c.threads, found.shared_bytes)
         if found.ctas == 0:
-            found.failures.append(f"{found.registers} registers, {found.shared_bytes} bytes: does not fit on an SM")
+            found.failures.append(
+                f"{found.registers} registers, {found.shared_bytes} bytes: does not fit on an SM"
+            )
         elif execute:
-            found.execution = _execute(c, instructions, found.ctas)
-            found.failures += _judge(c, found.execution)
+            try:
+                found.execution = _execute(c, instructions, found.ctas)
+            except KernelError as fault:
+                found.failures.append(f"stopped: {fault}")
+            else:
+                found.failures += _judge(c, found.execution)
     return found
 
 
@@ -138,7 +149,7 @@ def _count_loop(found: Study, instructions: list[Instruction]) -> None:
 
 
 def _inputs(c: Configuration) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float16], int]:
-    """A CTA's rows against five tiles and a part: maxima grow in the first two (by construction), then no more."""
+    """A CTA's rows against five tiles and a part; maxima grow in the first two, then no more."""
     rng = np.random.default_rng(1)
     keys, dim, v_dim = (c.number(name) for name in ("KEYS", "HEAD_DIM", "V_DIM"))
     tiles = 6
@@ -153,7 +164,10 @@ def _inputs(c: Configuration) -> tuple[NDArray[np.float16], NDArray[np.float16],
 
 
 def expected(
-    q: NDArray[np.float16], k: NDArray[np.float16], v: NDArray[np.float16], visible: NDArray[np.bool_] | None = None
+    q: NDArray[np.float16],
+    k: NDArray[np.float16],
+    v: NDArray[np.float16],
+    visible: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """Attention in float64; a row that sees nothing is 0."""
     scores = q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2) * q.shape[-1] ** -0.5
@@ -182,7 +196,7 @@ def _execute(c: Configuration, instructions: list[Instruction], ctas: int) -> Ex
     loop = tensor_loop(instructions)
     tiles = _tiles(warp, loop.first) if loop else []
     if len(tiles) != count:
-        raise RuntimeError(f"{c.label}: the loop ran {len(tiles)} times, expected {count}; is it unrolled?")
+        raise KernelError(f"the loop over tiles ran {len(tiles)} times; expected {count}")
     waves = {at: (taken, ideal) for at, taken, ideal in warp.accesses}
     # Loads of operands are all of the loop's LDS, stores of tiles its STS; the worst of the warps counts.
     sums = {name: [0, 0] for name in ("LDS", "STS")}
@@ -193,11 +207,16 @@ def _execute(c: Configuration, instructions: list[Instruction], ctas: int) -> Ex
             total[0] += waves[at][0]
             total[1] += waves[at][1]
     tile = [
-        bound.issued(instructions[warp.trace[at]], waves.get(at, (0, 0))[0]) for at in range(steady.start, steady.stop)
+        bound.issued(instructions[warp.trace[at]], waves.get(at, (0, 0))[0])
+        for at in range(steady.start, steady.stop)
     ]
     names = Counter(one.instruction.name for one in tile)
     issue = dict(Counter(bound.pipe_of(one.instruction.name) for one in tile))
-    issue |= {name: names[name] for name in ("HMMA", "LDS", "STS", "LDG", "SHFL", "MUFU", "F2F", "BSYNC") if names[name]}
+    issue |= {
+        name: names[name]
+        for name in ("HMMA", "LDS", "STS", "LDG", "SHFL", "MUFU", "F2F", "BSYNC")
+        if names[name]
+    }
     share, limit = bound.throughput(tile)
     return Execution(
         error=error,
@@ -222,7 +241,8 @@ def _execute(c: Configuration, instructions: list[Instruction], ctas: int) -> Ex
 def _masked(warp: Warp, tile: slice, instructions: list[Instruction], last: int) -> int:
     """Instructions of the last tile: up to the branch that ends the loop."""
     ends = [at for at in range(tile.start, tile.stop) if warp.trace[at] == last]
-    return (ends[-1] if ends else tile.stop) - tile.start
+    last_of_tile: int = ends[-1] if ends else tile.stop
+    return last_of_tile - int(tile.start)
 
 
 def _judge(c: Configuration, e: Execution) -> list[str]:

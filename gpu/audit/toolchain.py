@@ -1,8 +1,9 @@
 """CUDA's compiler and disassembler without CUDA and without a GPU: two packages of the extra ``sass``.
 
-``nvidia-cuda-nvrtc-cu12`` compiles for every architecture from sm_50 on (13 dropped sm_70). ``nvidia-cuda-nvdisasm``
-has no 12; 13 refuses files for sm_70, but sm_75 has the same instructions in the same encoding, so that the bare code
-is read as sm_75's. (Compared once with nvdisasm 12.4, which knows sm_70: every instruction came out the same.)
+``nvidia-cuda-nvrtc-cu12`` compiles for every architecture from sm_50 on (13 dropped sm_70).
+``nvidia-cuda-nvdisasm`` has no 12; 13 refuses files for sm_70, but sm_75 has the same instructions in the
+same encoding, so that the bare code is read as sm_75's. (Compared once with nvdisasm 12.4, which knows sm_70:
+every instruction came out the same.)
 """
 
 from __future__ import annotations
@@ -169,7 +170,9 @@ def disassemble(compiled: Compiled) -> list[Instruction]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "code"
         path.write_bytes(compiled.code)
-        done = subprocess.run([tool, "--binary", f"SM{read_as}", path], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [tool, "--binary", f"SM{read_as}", path], capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise ToolchainError(f"{tool.name}: {done.stderr.strip()}")
     return parse(done.stdout, compiled.code)

@@ -15,7 +15,7 @@ from .toolchain import ToolchainError, available
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastattention.gpu.audit",
-        description="Compile the CUDA kernels without a GPU and check their machine code against what is required.",
+        description="Compile the CUDA kernels without a GPU and check their machine code.",
     )
     parser.add_argument("--all", action="store_true", help="every configuration, not the principal ones only")
     parser.add_argument(

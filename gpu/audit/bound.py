@@ -76,7 +76,7 @@ def issued(instruction: Instruction, wavefronts: int = 0) -> Issued:
 
 
 def cycles(tile: Sequence[Issued]) -> dict[str, int]:
-    """Cycles for which a tile keeps each resource of the warp's sub-core, whose share of memory is a quarter."""
+    """Cycles for which a tile keeps each resource of its sub-core, whose share of memory is a quarter."""
     pipes = Counter(pipe_of(one.instruction.name) for one in tile)
     found = {pipe: count * _BUSY[pipe] for pipe, count in pipes.items() if pipe not in ("memory", "control")}
     return found | {"issue": len(tile), "memory": SUB_CORES * sum(one.wavefronts for one in tile)}

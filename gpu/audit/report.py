@@ -12,9 +12,9 @@ NOTE = f"""\
 Volta's columns are of one warp and one tile of keys in the steady state, executed in an emulator of sm_70;
 error is the largest difference of the kernel's output from float64. "busy" is a model, not a measurement: the
 share of time in which a V100's tensor cores can be busy if everything overlaps, and in brackets what is busy
-longest; times {PEAK_TFLOPS:g} TFLOP/s it is an upper bound. "in order" adds the compiler's schedule, latencies
-(some assumed) and the number of warps: an estimate. Neither knows of memory behind L2, of clocks, of the
-beginning and end of a CTA, nor of the part of the causal diagonal that is computed and thrown away."""
+longest; times {PEAK_TFLOPS:g} TFLOP/s it is an upper bound. "in order" adds the compiler's schedule,
+latencies (some assumed) and the number of warps: an estimate. Neither knows of memory behind L2, of clocks,
+of the beginning and end of a CTA, nor of the part of the causal diagonal that is computed and thrown away."""
 
 # FACTS 4: causal, float16. Kernels of others, whose code the model has not seen.
 PUBLISHED = ((128, 20.0, "D=128 at 8K"), (256, 46.6, "D=256, the best known"))
@@ -96,8 +96,9 @@ def _compare(say: Callable[[str], None], studies: Sequence[Study]) -> None:
             if e and c.definitions["HEAD_DIM"] == dim and plain and c.source == "04_prefetch.cu":
                 share = reached / PEAK_TFLOPS
                 say(
-                    f"How far that is from life: published on a V100, {where}: {reached:g} TFLOP/s, {share:.0%} of "
-                    f"peak. Of ours the models say {e.bound:.0%} and {e.in_order:.0%}. Assuming that that kernel is "
-                    f"built as ours, it reached {share / e.bound:.2f} and {share / e.in_order:.2f} of them."
+                    f"How far that is from life: published on a V100, {where}: {reached:g} TFLOP/s, "
+                    f"{share:.0%} of peak. Of ours the models say {e.bound:.0%} and {e.in_order:.0%}. "
+                    "Assuming that that kernel is built as ours, it reached "
+                    f"{share / e.bound:.2f} and {share / e.in_order:.2f} of them."
                 )
                 break

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 ATOM_SOURCES = {70: "04_prefetch.cu", 75: "06_turing.cu", 80: "07_ampere.cu"}
 ATOM_OF = {70: 70, 75: 75, 80: 80, 90: 80}  # architecture to atom
@@ -21,12 +23,15 @@ class Configuration:
         70 for sm_70, ...
     definitions : dict
         Macros, without their prefix ``FA_``.
+    shared : int, optional
+        Bytes of dynamic shared memory as the launcher gives them; else they are computed.
     """
 
     source: str
     entry: str
     architecture: int
     definitions: dict[str, str | int] = field(hash=False)
+    shared: int | None = None
 
     @property
     def macros(self) -> dict[str, str | int]:
@@ -52,6 +57,8 @@ class Configuration:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a tensor-core kernel: Kernel::SHARED_BYTES of attention.cuh."""
+        if self.shared is not None:
+            return self.shared
         odd = 1 if self.source != "03_tensor_cores.cu" else 0
         k_chunks, v_chunks = (self.number(name) // 8 | odd for name in ("HEAD_DIM", "V_DIM"))
         keys = self.number("KEYS")
@@ -99,6 +106,49 @@ def prefill(
     if atom == 70:
         definitions["ABREAST"] = abreast
     return Configuration(ATOM_SOURCES[atom], "attention", architecture, definitions)
+
+
+def launched(
+    configure: Callable[..., Any], atom_of: dict[int, int] = ATOM_OF, dims: tuple[int, ...] = (64, 128, 256)
+) -> Iterator[Configuration]:
+    """All that a launcher chooses, asked of the launcher itself.
+
+    Parameters
+    ----------
+    configure : callable
+        ``configure(atom, q_dtype, kv_dtype, head_dim, v_dim, rows, *, aligned, modified, paged)``: something
+        with the attributes ``file``, ``entry``, ``macros`` (pairs of names, without prefix, and values) and
+        ``shared``. It raises TypeError for element types that the atom does not have.
+    atom_of : dict
+        Architectures, and the atom that each is given.
+    dims : tuple of int
+        Head dimensions.
+    """
+    for architecture, atom in atom_of.items():
+        seen = set()
+        for q_dtype, kv_dtype in (("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "float32"),
+                                  ("float16", "int8")):  # fmt: skip
+            for dim, rows, aligned, modified in itertools.product(
+                dims, (1, 8, 4096), (True, False), (False, True)
+            ):
+                try:
+                    one = configure(
+                        atom,
+                        q_dtype,
+                        kv_dtype,
+                        dim,
+                        dim,
+                        rows,
+                        aligned=aligned,
+                        modified=modified,
+                        paged=False,
+                    )
+                except TypeError:
+                    break
+                values = {name: int(value) if str(value).isdigit() else value for name, value in one.macros}
+                if one not in seen:
+                    yield Configuration(one.file, one.entry, architecture, values, one.shared)
+                seen.add(one)
 
 
 def _shapes() -> Iterator[Configuration]:

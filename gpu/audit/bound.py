@@ -52,7 +52,7 @@ _BUSY = {"tensor": 2, "multiply": 2, "function": 8, "integer": 2, "control": 1}
 # Cycles from issue until a scoreboard is free. LDS and LDG (found in L2): measured, FACTS 4; the others are
 # assumed.
 _LATENCY = {"LDS": 26, "SHFL": 26, "LDG": 211, "HMMA": 10, "STS": 20, "STG": 20, "LDL": 40, "STL": 20}
-_FUNCTION_LATENCY, _READ_LATENCY = 20, 12
+_FUNCTION_LATENCY, _READ_LATENCY, _BARRIER_LATENCY = 20, 12, 20
 _QUEUED = (
     64  # cycles of work that may wait before the memory and function pipes, so that issue goes on (assumed)
 )
@@ -90,8 +90,9 @@ def throughput(tile: Sequence[Issued]) -> tuple[float, str]:
 
 
 class _Warp:
-    def __init__(self, tile: Sequence[Issued], repeats: int) -> None:
-        self.tile, self.length = tile, len(tile) * repeats
+    def __init__(self, tile: Sequence[Issued], repeats: int, cta: int) -> None:
+        self.tile, self.length, self.cta = tile, len(tile) * repeats, cta
+        self.at_barrier = False
         self.at = 0
         self.ready = 0  # cycle from which the next instruction may be issued
         self.boards = [0] * 6
@@ -119,34 +120,47 @@ class _Warp:
         if i.read_board >= 0:
             self.boards[i.read_board] = max(self.boards[i.read_board], begin + _READ_LATENCY)
         self.ready = now + max(i.stall, 1)
+        self.at_barrier = i.name == "BAR"
         self.at += 1
         if self.at % len(self.tile) == 0:
             self.passed.append(now)
 
 
-def in_order(tile: Sequence[Issued], warps: int) -> float:
-    """Share of time in which tensor cores are busy when a sub-core's `warps` run the same tile over and over.
+def in_order(tile: Sequence[Issued], ctas: int, warps: int) -> float:
+    """Share of time in which tensor cores are busy when a sub-core's warps run the same tile over and over.
 
-    The warp that is longest ready is issued first. They begin a part of a tile apart, as warps of different
-    CTAs are; barriers do not hold them (warps of one CTA on other sub-cores do the same at the same time).
+    Parameters
+    ----------
+    tile : sequence of Issued
+        What one tile of one warp issues.
+    ctas, warps : int
+        CTAs of the SM, and warps that each has on this sub-core. Warps of a CTA wait for each other at its
+        barriers; CTAs begin a part of a tile apart. The warp that is longest ready is issued first.
     """
     repeats = 6
-    running = [_Warp(tile, repeats) for _ in range(warps)]
+    running = [_Warp(tile, repeats, cta) for cta in range(ctas) for _ in range(warps)]
     alone = max(sum(max(one.instruction.stall, 1) for one in tile), 1)
-    for number, warp in enumerate(running):
-        warp.ready = number * alone // warps
+    for warp in running:
+        warp.ready = warp.cta * alone // ctas
     free: dict[str, int] = {}
     now = 0
     while any(warp.at < warp.length for warp in running):
         waiting = [
-            (warp.earliest(free), warp.ready, n) for n, warp in enumerate(running) if warp.at < warp.length
+            (warp.earliest(free), warp.ready, n)
+            for n, warp in enumerate(running)
+            if warp.at < warp.length and not warp.at_barrier
         ]
         when, _, number = min(waiting)
         now = max(now + 1, when)
         running[number].issue(now, free)
+        if running[number].at_barrier:
+            others = [warp for warp in running if warp.cta == running[number].cta]
+            if all(warp.at_barrier for warp in others):
+                for warp in others:
+                    warp.at_barrier, warp.ready = False, max(warp.ready, now + _BARRIER_LATENCY)
     # The last tiles run with fewer neighbours, the first while pipes fill: the middle counts.
     spans = [(warp.passed[-2] - warp.passed[1]) / (repeats - 3) for warp in running]
-    return warps * cycles(tile).get("tensor", 0) / (sum(spans) / len(spans))
+    return ctas * warps * cycles(tile).get("tensor", 0) / (sum(spans) / len(spans))
 
 
 def ctas_per_sm(registers: int, threads: int, shared_bytes: int) -> int:

@@ -234,7 +234,7 @@ def _execute(c: Configuration, instructions: list[Instruction], ctas: int) -> Ex
         cycles=bound.cycles(tile),
         bound=share,
         limit=limit,
-        in_order=bound.in_order(tile, max(1, ctas * c.number("WARPS") // 4)),
+        in_order=bound.in_order(tile, ctas, max(1, c.number("WARPS") // 4)),
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 ``nvidia-cuda-nvrtc-cu12`` compiles for every architecture from sm_50 on (13 dropped sm_70).
 ``nvidia-cuda-nvdisasm`` has no 12; 13 refuses files for sm_70, but sm_75 has the same instructions in the
-same encoding, so that the bare code is read as sm_75's. (Compared once with nvdisasm 12.4, which knows sm_70:
-every instruction came out the same.)
+same encoding, so that the bare code is read as sm_75's. (Compared with nvdisasm 12.4, which knows sm_70, over
+three of the kernels, 15440 instructions: all came out the same.)
 """
 
 from __future__ import annotations

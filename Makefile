@@ -16,6 +16,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Meson and Ninja are found on PATH by the build back end.
 export PATH := $(abspath $(BIN)):$(PATH)
 
+# Tests of the CUDA kernels' machine code are skipped where the compiler does not come (it does for Linux).
+CUDA_COMPILER := $(if $(filter Linux,$(shell uname -s)),$(VENV)/.installed-sass)
+
 BUILD_FILES := pyproject.toml meson.build cpu_kernels/meson.build
 ROOMS := reference cpu_kernels gpu
 CPP_FILES = $(shell find cpu_kernels -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
@@ -26,14 +29,14 @@ requirements = $$($(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(ope
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-gpu bench lint format docs docs-serve wheel clean distclean
+.PHONY: help dev test test-gpu bench sass lint format docs docs-serve wheel clean distclean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench $(VENV)/.installed-models ## set up .venv: the package (rebuilt on import when its sources change) and the tools
 
-test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models ## run the tests (ARGS="-k window" selects)
+test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models $(CUDA_COMPILER) ## run the tests (ARGS="-k window" selects)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run the same cases on the GPU, with every atom that it has
@@ -41,6 +44,9 @@ test-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run the same cases o
 
 bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure this machine and the kernels (PEERS=1: and other libraries; ARGS=--quick, --ladder)
 	$(BIN)/python -m fastattention bench $(ARGS)
+
+sass: $(VENV)/.installed-sass ## audit the CUDA kernels' machine code, no GPU needed (ARGS=--all: every configuration)
+	$(BIN)/python -m fastattention.gpu.audit $(ARGS)
 
 lint: $(VENV)/.installed-lint $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models build/tree ## check style and types
 	$(BIN)/ruff check .

@@ -22,9 +22,6 @@ __all__ = [
     "to_caller",
 ]  # fmt: skip
 
-#: Query heads, and sequences, that a launch takes.
-MAX_GRID = 65535
-
 
 class _Stream:
     """A stream of another library, as CuPy takes it."""
@@ -142,7 +139,7 @@ def check_tensors(q: Any, k: Any, v: Any, kind: str) -> None:
     Raises
     ------
     RuntimeError, ValueError
-        The device cannot be used; elements lie off the multiples of their size; there are too many heads.
+        The device cannot be used; elements lie off the multiples of their size.
     TypeError
         The device has no bfloat16.
     """
@@ -156,8 +153,6 @@ def check_tensors(q: Any, k: Any, v: Any, kind: str) -> None:
             "q: bfloat16 needs compute capability 8.0 (Ampere) or newer, and no kernels for it are in force "
             f"on {kind} (atom {atom}); use float16 or float32"
         )
-    if q.shape[1] > MAX_GRID:
-        raise ValueError(f"q: expected at most {MAX_GRID} heads on a GPU, got {q.shape[1]}")
 
 
 class _Addresses:

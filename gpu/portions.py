@@ -39,8 +39,8 @@ def portions(configuration: Configuration, call: Call, most: int = MAX_GRID) -> 
     Raises
     ------
     ValueError
-        Packed queries of one head, whose rows no slice can cut, are too many blocks for decode's kernels; these
-        get only few rows of packed sequences.
+        Packed queries of one head, whose rows no slice can cut, are too many for decode's kernels;
+        `configure` gives these only few rows of packed sequences.
     """
     n = sizes(call)
     _, y, z = grid(configuration, **n)

@@ -47,7 +47,7 @@ def incoming(
         raise ValueError(
             f"{name}: expected shape (B, Hkv, S, D) = ({batch}, {kv_heads}, S, {dim}), got {shape}"
         )
-    if on_device(kind):
+    if on_device(kind) and array.size:
         check_aligned(array, name)
         array = usable(array)
     return array

@@ -7,7 +7,7 @@ call that needs it.
 
 from __future__ import annotations
 
-from .append import append, upload, zeros
+from .cache_rows import append, upload, zeros
 from .choose import ATOMS, DECODE_ROWS, Configuration, atom_of, configure
 from .compile import KERNELS
 from .device import Card, available, card, describe, forced_atom, get_atom, load_cupy, set_atom, why_not

@@ -7,7 +7,7 @@
 // Block: 32 * FA_WARPS.
 #include "base.cuh"
 
-// gpu/append.py holds the same list for NumPy; a test compares sizes and offsets. Of pairs, keys come first.
+// gpu/cache_rows.py holds the same list for NumPy; a test compares sizes and offsets. Of pairs, keys come first.
 struct AppendProblem {
   i64 batch, kv_heads, tokens;  // that came, for every sequence
   i64 dims[2];

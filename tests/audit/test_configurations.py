@@ -40,7 +40,8 @@ def test_the_launcher_is_asked() -> None:
 
 def test_every_source_is_audited() -> None:
     audited = {c.source for c in configurations.every()}
-    assert audited == {path.name for path in toolchain.KERNELS.glob("*.cu")}
+    kernels = {path.name for path in toolchain.KERNELS.glob("*.cu")}
+    assert audited == kernels - {"08_append.cu"}  # which writes a cache's rows; no attention
 
 
 def test_every_architecture_and_element() -> None:

@@ -14,10 +14,10 @@ from fastattention.gpu.problem import PROBLEM
 TYPES = {"i64": "<i8", "float": "<f4"}
 
 
-def fields_of_the_header() -> list[tuple[str, np.dtype]]:
-    """`struct Problem`'s members in order; pointers are 8 bytes."""
-    text = (KERNELS / "problem.cuh").read_text()
-    body = re.search(r"struct Problem \{(.*?)\n\};", text, re.DOTALL)[1]
+def fields_of(file: str, struct: str) -> list[tuple[str, np.dtype]]:
+    """A struct's members in order; pointers are 8 bytes."""
+    text = (KERNELS / file).read_text()
+    body = re.search(rf"struct {struct} \{{(.*?)\n\}};", text, re.DOTALL)[1]
     body = re.sub(r"//.*", "", body)
     found = []
     for declaration in filter(None, (line.strip() for line in body.split(";"))):
@@ -30,7 +30,7 @@ def fields_of_the_header() -> list[tuple[str, np.dtype]]:
 
 
 def test_names_order_and_types():
-    assert [(name, PROBLEM[name]) for name in PROBLEM.names] == fields_of_the_header()
+    assert [(name, PROBLEM[name]) for name in PROBLEM.names] == fields_of("problem.cuh", "Problem")
 
 
 def test_offsets_are_the_compilers(tmp_path):

@@ -50,7 +50,7 @@ def place_of(device: Any) -> Place | None:
     count = int(gpu.load_cupy().cuda.runtime.getDeviceCount())
     if int(found[1]) >= count:
         raise ValueError(
-            f"device: expected a number below {count}, the CUDA devices here, got {str(device)!r}"
+            f"device: expected a number below {count}, as many as there are, got {str(device)!r}"
         )
     return Place(gpu.card(int(found[1])).number)
 

@@ -287,12 +287,6 @@ def test_out_between_the_inputs(atom):
         checked(q, k, v, out=at((2, 4, 7, 8), address=base + 64 + 4, strides=steps))
 
 
-def test_explain_is_of_the_cpu():
-    q = at((2, 4, 3, 8))
-    with pytest.raises(ValueError, match=r"q: the plan is that of the CPU kernels; got .*cupy cuda:0"):
-        fastattention.explain(q, q, q)
-
-
 def test_cupy_is_not_imported_without_need():
     import subprocess
     import sys

@@ -71,7 +71,8 @@ def usable(array: Array) -> Array:
     strides are multiples of the item size.
     """
     if not isinstance(array, np.ndarray):
-        return array if array.strides[-1] == array.itemsize or array.shape[-1] == 1 else array.copy(order="C")
+        plain = array.strides[-1] == array.itemsize or array.shape[-1] == 1 or array.size == 0
+        return array if plain else array.copy(order="C")
     if array.flags.aligned and (array.strides[-1] == array.itemsize or array.shape[-1] == 1):
         return array
     return array.copy(order="C")

@@ -82,12 +82,12 @@ def test_it_is_what_is_launched(number: int, name: str, dtype: Any, card: Any, l
 def test_it_prints_as_a_table(card: Any) -> None:
     q, k = at((1, 32, 1, 128), np.float16), at((1, 8, 65536, 128), np.float16)
     plan = explained(q, k, k)
-    lines = dict((line[:16].strip(), line[17:]) for line in str(plan).splitlines())
+    lines = {line[:16].strip(): line[17:] for line in str(plan).splitlines()}
     assert lines["kernels of"] == "Ampere (the newest for compute capability 9.0) on A card"
     assert lines["kernel"] == "decode (4 query rows of a KV head: bound by reading K and V; tensor cores)"
     assert lines["source"].startswith("05_decode.cu, ALIGNED=1, ATOM=80")
     assert lines["tile"] == f"{plan.item_rows} query rows x {plan.key_tile} keys"
-    assert lines["block"].startswith("4 warps, 128 registers, ")
+    assert lines["block"].startswith("4 warps, 128 registers a thread, ")
     assert lines["keys split in"] == f"{plan.key_splits} x {plan.split_keys}"
     assert lines["pieces of work"] == f"{plan.items} blocks for 132 x {plan.resident} at a time"
     many = at((70000, 2, 1, 64), np.float16)

@@ -45,14 +45,16 @@ def place_of(device: Any) -> Place | None:
         raise ValueError(f"device: expected {expected}, got {str(device)!r}")
     if found.string == "cpu":
         return None
-    if found[1] is None:
-        return Place(gpu.card().number)
-    count = int(gpu.load_cupy().cuda.runtime.getDeviceCount())
-    if int(found[1]) >= count:
-        raise ValueError(
-            f"device: expected a number below {count}, as many as there are, got {str(device)!r}"
-        )
-    return Place(gpu.card(int(found[1])).number)
+    try:
+        here = gpu.card()
+        if found[1] is None:
+            return Place(here.number)
+        count = int(gpu.load_cupy().cuda.runtime.getDeviceCount())
+        if int(found[1]) < count:
+            return Place(gpu.card(int(found[1])).number)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise type(error)(str(error).replace("backend:", "device:", 1)) from error
+    raise ValueError(f"device: expected a number below {count}, as many as there are, got {str(device)!r}")
 
 
 class Place:

@@ -68,7 +68,7 @@ def kept_as(dtype: Any, sources: tuple[Any, Any], page_size: int | None, host: A
     storage = cache._storage
     mine = [np.full_like(plane, 77) for plane in storage.planes]
     for step, (count, given) in enumerate(
-        ((9, None), (1, None), (20, (20, 0, 7)), (3, (1, 3, 2)), (1, None))
+        ((9, None), (1, None), (20, (20, 0, 7)), (1, None), (3, (1, 3, 2)))
     ):
         k, v = rows(sources[0], count, step)[0], rows(sources[1], count, step)[1]
         before = cache.lengths

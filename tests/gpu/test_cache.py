@@ -71,7 +71,7 @@ def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("backend: 'gpu' found no CUDA device that works: none")
 
     monkeypatch.setattr(gpu, "card", card)
-    with pytest.raises(RuntimeError, match="found no CUDA device"):
+    with pytest.raises(RuntimeError, match="device: 'gpu' found no CUDA device"):
         cache()
 
 

@@ -23,10 +23,11 @@ sitting; this order works well:
     Keys and values as 8-bit integers with a scale a token, and how far that is off.
 `paged`
     Keys and values in pages that a block table finds: the layout, and attention page by page.
-`volta`
-    A package of its own: tensor cores lane by lane, shared memory bank by bank, and attention made of them.
 `worked_example`
     Four queries, four keys, the right numbers, and a common mistake taken apart.
+
+`volta`, a package in this one to import by itself, has tensor cores lane by lane, shared memory bank by bank, and
+attention made of them.
 
 `attention` here is the oracle, `standard.attention`. `tiling.attention` and `decode.attention` take the same
 arguments and must give the same answer.
@@ -36,10 +37,6 @@ Shapes: B batch, Hq and Hkv query and key/value heads, G = Hq / Hkv, Sq and Sk l
 """
 
 from __future__ import annotations
-
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 from . import (
     decode,
@@ -58,9 +55,6 @@ from .online_softmax import State
 from .packed import attention_varlen
 from .standard import attention
 from .visibility import Tile, classify, intervals, positions, visible
-
-if TYPE_CHECKING:
-    from . import volta
 
 __all__ = [
     "State",
@@ -81,13 +75,5 @@ __all__ = [
     "tiling_mask",
     "visibility",
     "visible",
-    "volta",
     "worked_example",
 ]
-
-
-def __getattr__(name: str) -> ModuleType:
-    """Import `volta` when it is first asked for: nobody who only calls attention needs it."""
-    if name == "volta":
-        return import_module(".volta", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

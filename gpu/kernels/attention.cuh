@@ -20,7 +20,7 @@ struct Attention {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const Atom atom(lane);
     const Sequence s(p, blockIdx.z);
-    const int head = blockIdx.y, kv_head = head / static_cast<int>(p.q_heads / p.kv_heads);
+    const int head = blockIdx.y, kv_head = divide_by_group(p, head);
     // Late rows first: under causal they see the most keys.
     const int first_row = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     if (first_row >= s.q_len) return;

@@ -53,7 +53,8 @@ def place_of(device: Any) -> Place | None:
         if int(found[1]) < count:
             return Place(gpu.card(int(found[1])).number)
     except (ImportError, RuntimeError, ValueError) as error:
-        raise type(error)(str(error).replace("backend:", "device:", 1)) from error
+        kind = next(base for base in (ImportError, ValueError, RuntimeError) if isinstance(error, base))
+        raise kind(str(error).replace("backend:", "device:", 1)) from error
     raise ValueError(f"device: expected a number below {count}, as many as there are, got {str(device)!r}")
 
 

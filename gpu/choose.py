@@ -209,12 +209,16 @@ def _decode(
     }  # fmt: skip
     warps = 4
     if on_tensor_cores:
-        block_rows, step = 16, 16
+        # 16 rows of wide heads would spill; twice 8 read keys and values twice, the second time from L2.
+        block_rows, step = 8 if rows <= 8 or (max(wide, v_wide) > 128 and kv_dtype != "int8") else 16, 16
         columns = _ceil(v_wide, 8 * chunk) * 8 * chunk
-        queries = _ceil(wide, 4 * chunk) * (chunk // 4) * 32 * 16  # bytes, where parts come to lie later
-        if _part_bytes(warps, block_rows, columns) > SHARED_BYTES[atom]:
-            warps = 2
-        macros = _macros(atom=atom, warps=warps, **common)
+        # Bytes, where parts come to lie later.
+        queries = _ceil(wide, 4 * chunk) * (chunk // 8) * (block_rows // 8) * 32 * 16
+        warps = 8
+        while _part_bytes(warps, block_rows, columns) > SHARED_BYTES[atom]:
+            warps //= 2
+        whole = head_dim == wide and v_dim == v_wide
+        macros = _macros(atom=atom, warps=warps, rows=block_rows, whole=whole, **common)
     else:
         block_rows, keys, queries = 1, 4, 0
         most = 4 if kv_dtype == "int8" else 8  # more spill: a lane holds 16 elements of each int8 row
@@ -262,9 +266,9 @@ def split_keys(step: int, keys: int, sets: int, slots: int) -> tuple[int, int]:
 
     Notes
     -----
-    As many CTAs as run at a time, and none with less than four steps: merging costs, too.
+    As many CTAs as run at a time: a part more costs less in merging than the time it saves, down to one step.
     """
-    splits = max(1, min(_ceil(keys, 4 * step), slots // max(sets, 1), MAX_SPLITS))
+    splits = max(1, min(_ceil(keys, step), slots // max(sets, 1), MAX_SPLITS))
     size = _round_up(_ceil(keys, splits), step)
     return _ceil(keys, size), size
 

@@ -27,12 +27,15 @@ _DTYPES = {"kv_lengths": np.int64, "q_offsets": np.int64, "cu_seqlens_q": np.int
 
 
 def is_aligned(*arrays: Any) -> bool:
-    """Return whether all rows begin at multiples of 16 bytes and are multiples of 16 bytes long."""
+    """Return whether rows begin at multiples of 16 bytes, are so long, and lie less than 2 GiB apart."""
     for array in arrays:
         size = array.dtype.itemsize
         if address(array) % 16 or array.shape[-1] * size % 16:
             return False
         if any(step % 16 for n, step in zip(array.shape[:-1], array.strides[:-1], strict=True) if n > 1):
+            return False
+        rows = 0 if array.ndim == 3 else -2  # packed sequences: (rows, heads, elements)
+        if array.shape[rows] > 1 and abs(array.strides[rows]) >= 2**31:
             return False
     return True
 

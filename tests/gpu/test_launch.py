@@ -189,6 +189,11 @@ def test_alignment():
     assert not launch.is_aligned(at((1, 1, 5, 60), np.float16))
     assert not launch.is_aligned(at((1, 1, 5, 64), np.float16, strides=(0, 0, 132, 2)))
     assert launch.is_aligned(at((1, 1, 1, 64), np.float16, strides=(6, 6, 6, 2)))
+    far = 2**31
+    assert launch.is_aligned(at((1, 9, 5, 64), np.float16, strides=(far, far, -128, 2)))
+    assert not launch.is_aligned(at((1, 1, 5, 64), np.float16, strides=(128, 128, far, 2)))
+    assert launch.is_aligned(at((5, 9, 64), np.float16, strides=(128, far, 2)))
+    assert not launch.is_aligned(at((5, 9, 64), np.float16, strides=(-far, 128, 2)))
 
 
 @pytest.fixture

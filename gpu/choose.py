@@ -30,10 +30,14 @@ _SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 # By atom, up to which head dimension: (warps, rows of a warp, keys of a tile, quad-pairs side by side).
 _PREFILL = {
-    70: ((64, 4, 32, 64, 1), (128, 4, 32, 32, 1), (256, 4, 16, 32, 2)),
+    70: ((64, 4, 32, 64, 2), (128, 8, 32, 32, 2), (256, 8, 16, 16, 2)),
     75: ((64, 4, 32, 64, 1), (128, 4, 32, 32, 1), (192, 4, 16, 32, 1), (256, 4, 16, 16, 1)),
     80: ((64, 4, 32, 96, 1), (128, 4, 32, 64, 1), (256, 8, 16, 32, 1)),
 }
+
+# Keys of a tile where rows are not aligned or scores are modified, by atom and the first number above: with as
+# many as there, those variants would not fit into registers (`make sass` tells).
+_FEWER_KEYS = {(70, 128): 16, (75, 64): 32, (75, 128): 16}
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,19 @@ def _tensor_cores(
 ) -> Configuration:
     """float16 and bfloat16 (kernels/attention.cuh)."""
     widest = max(head_dim, v_dim)
-    warps, warp_rows, keys, abreast = next(row[1:] for row in _PREFILL[atom] if widest <= row[0])
+    upto, warps, warp_rows, keys, abreast = next(row for row in _PREFILL[atom] if widest <= row[0])
+    if modified or not aligned:
+        keys = _FEWER_KEYS.get((atom, upto), keys)
+    return arranged(
+        atom, dtype, head_dim, v_dim, warps, warp_rows, keys, abreast, aligned=aligned, modified=modified
+    )
+
+
+def arranged(
+    atom: int, dtype: str, head_dim: int, v_dim: int, warps: int, warp_rows: int, keys: int, abreast: int, *,
+    aligned: bool, modified: bool,
+) -> Configuration:  # fmt: skip
+    """Return a tensor-core kernel in an arrangement (what `_PREFILL` lists), whether `configure` would or not."""
     # Quad-pairs that stand side by side share 32 columns of values.
     wide, v_wide = _round_up(head_dim, 16), _round_up(v_dim, 16 * abreast)
     rows = warps * warp_rows

@@ -31,13 +31,14 @@ _SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 # By atom, up to which head dimension: (warps, rows of a warp, keys of a tile, quad-pairs side by side).
 _PREFILL = {
     70: ((64, 4, 32, 64, 2), (128, 8, 32, 32, 2), (256, 8, 16, 16, 2)),
-    75: ((64, 4, 32, 64, 1), (128, 4, 32, 32, 1), (192, 4, 16, 32, 1), (256, 4, 16, 16, 1)),
+    75: ((64, 4, 32, 64, 1), (128, 4, 32, 16, 1), (192, 4, 16, 32, 1), (256, 4, 16, 16, 1)),
     80: ((64, 4, 32, 96, 1), (128, 4, 32, 64, 1), (256, 8, 16, 32, 1)),
 }
 
-# Keys of a tile where rows are not aligned or scores are modified, by atom and the first number above: with as
-# many as there, those variants would not fit into registers (`make sass` tells).
-_FEWER_KEYS = {(70, 128): 16, (75, 64): 32, (75, 128): 16}
+# The same where scores are modified or rows are not aligned, by atom and the first number above: in the arrangement
+# there, these would not fit into registers (`make sass` tells).
+_MODIFIED = {(70, 128): (8, 16, 32, 2), (75, 64): (4, 32, 32, 1)}
+_UNALIGNED = {(75, 64): (4, 32, 32, 1)}
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,11 @@ def _tensor_cores(
 ) -> Configuration:
     """float16 and bfloat16 (kernels/attention.cuh)."""
     widest = max(head_dim, v_dim)
-    upto, warps, warp_rows, keys, abreast = next(row for row in _PREFILL[atom] if widest <= row[0])
-    if modified or not aligned:
-        keys = _FEWER_KEYS.get((atom, upto), keys)
+    upto, *arrangement = next(row for row in _PREFILL[atom] if widest <= row[0])
+    for variant, arrangements in ((not aligned, _UNALIGNED), (modified, _MODIFIED)):
+        if variant and (atom, upto) in arrangements:
+            arrangement = [*arrangements[atom, upto]]
+    warps, warp_rows, keys, abreast = arrangement
     return arranged(
         atom, dtype, head_dim, v_dim, warps, warp_rows, keys, abreast, aligned=aligned, modified=modified
     )

@@ -64,7 +64,7 @@ _PREFILL = {
     70: (
         Arrangement(64, 4, 32, 64, 2),
         Arrangement(128, 8, 32, 32, 2, plain=True),
-        Arrangement(128, 8, 32, 16, 2),
+        Arrangement(128, 8, 16, 32, 2),
         Arrangement(256, 8, 16, 16, 2),
     ),
     75: (

@@ -7,6 +7,7 @@ kernel.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,19 @@ def is_aligned(*arrays: Any) -> bool:
         size = array.dtype.itemsize
         if address(array) % 16 or array.shape[-1] * size % 16:
             return False
-        if any(step % 16 for n, step in zip(array.shape[:-1], array.strides[:-1], strict=True) if n > 1):
-            return False
+        for n, step in zip(array.shape[:-1], array.strides[:-1], strict=True):
+            if step % 16 and n > 1:
+                return False
         rows = 0 if array.ndim == 3 else -2  # packed sequences: (rows, heads, elements)
         if array.shape[rows] > 1 and abs(array.strides[rows]) >= 2**31:
             return False
     return True
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """Return a dtype's name, which NumPy puts together anew each time."""
+    return dtype.name
 
 
 def is_modified(scale: float, softcap: float, mask: Any, alibi_slopes: Any) -> bool:
@@ -56,7 +64,7 @@ def configuration_of(
     q_len = max_seqlen_q if packed else q.shape[2]
     rows = q.shape[1] // v.shape[1] * q_len
     return configure(
-        atom, q.dtype.name, k.dtype.name, q.shape[-1], v.shape[-1], rows,
+        atom, _name_of(q.dtype), _name_of(k.dtype), q.shape[-1], v.shape[-1], rows,
         aligned=is_aligned(q, k, v), modified=is_modified(scale, softcap, mask, alibi_slopes),
         paged=block_table is not None, sm_shared=sm_shared,
     )  # fmt: skip

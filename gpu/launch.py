@@ -18,7 +18,7 @@ from .compile import Compiled, compiled
 from .device import Card, card, get_atom, load_cupy
 from .plan import Explained, Plan, planned
 from .portions import MAX_GRID, Call, portions
-from .problem import address, fill
+from .problem import address, by_value, fill
 
 __all__ = ["attention", "configuration_of", "explain", "is_aligned", "is_modified"]
 
@@ -191,7 +191,7 @@ def _to_device(arrays: dict[str, Any]) -> tuple[dict[str, int], list[Any]]:
 
 
 def _launch(configuration: Configuration, kernel: Compiled, plan: Plan, problem: NDArray[Any]) -> None:
-    arguments: tuple[Any, ...] = (problem,)
+    arguments: tuple[Any, ...] = ()
     room = None
     if configuration.entry == "decode":
         counters = 0
@@ -203,8 +203,10 @@ def _launch(configuration: Configuration, kernel: Compiled, plan: Plan, problem:
             (room + floats).memset_async(0, 4 * plan.sets)
             problem["parts"] = int(room.ptr)
         problem["splits"], problem["key_split"] = plan.splits, plan.split_keys
-        arguments = problem, np.uint64(counters), np.int32(plan.row_blocks)
-    kernel.function(plan.grid, (configuration.threads,), arguments, shared_mem=plan.shared)
+        arguments = np.uint64(counters), np.int32(plan.row_blocks)
+    kernel.function(
+        plan.grid, (configuration.threads,), (by_value(problem), *arguments), shared_mem=plan.shared
+    )
     del room  # until here
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MASK_BOOL", "MASK_FLOAT32", "MASK_NONE", "PROBLEM", "address", "divider", "fill", "strides"]
+__all__ = ["MASK_BOOL", "MASK_FLOAT32", "MASK_NONE", "PROBLEM", "address", "by_value", "divider", "fill", "strides"]
 
 MASK_NONE, MASK_BOOL, MASK_FLOAT32 = range(3)
 
@@ -42,6 +42,19 @@ PROBLEM: np.dtype[Any] = np.dtype(_fields(), align=True)
 
 _NAMES = PROBLEM.names or ()
 _NO_STRIDES = {name: (0,) * PROBLEM[name].shape[0] for name in _NAMES if PROBLEM[name].shape}
+
+
+def by_value(fields: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of fields as bytes, for CuPy to pass to a kernel by value.
+
+    Of an array of fields it asks NumPy for a list of them, at every launch.
+    """
+    return fields.view(_bytes(fields.dtype.itemsize))
+
+
+@lru_cache(maxsize=8)
+def _bytes(size: int) -> np.dtype[Any]:
+    return np.dtype((np.void, size))
 
 
 def address(array: Any) -> int:

@@ -35,8 +35,8 @@ _PREFILL = {
     80: ((64, 4, 32, 96, 1), (128, 4, 32, 64, 1), (256, 8, 16, 32, 1)),
 }
 
-# The same where scores are modified or rows are not aligned, by atom and the first number above: in the arrangement
-# there, these would not fit into registers (`make sass` tells).
+# The same where scores are modified or rows are not aligned, by atom and the first number above: in the
+# arrangement there, these would not fit into registers (`make sass` tells).
 _MODIFIED = {(70, 128): (8, 16, 32, 2), (75, 64): (4, 32, 32, 1)}
 _UNALIGNED = {(75, 64): (4, 32, 32, 1)}
 
@@ -181,7 +181,7 @@ def arranged(
     atom: int, dtype: str, head_dim: int, v_dim: int, warps: int, warp_rows: int, keys: int, abreast: int, *,
     aligned: bool, modified: bool,
 ) -> Configuration:  # fmt: skip
-    """Return a tensor-core kernel in an arrangement (what `_PREFILL` lists), whether `configure` would or not."""
+    """Return a tensor-core kernel in any arrangement, as `_PREFILL` lists them."""
     # Quad-pairs that stand side by side share 32 columns of values.
     wide, v_wide = _round_up(head_dim, 16), _round_up(v_dim, 16 * abreast)
     rows = warps * warp_rows

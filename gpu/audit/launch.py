@@ -32,7 +32,7 @@ class _Placed:
 
 
 def _place(heap: Heap, array: NDArray[np.generic], padding: int) -> _Placed:
-    """Copies an array in, with so many poisoned elements behind each row; what lies there is not the kernel's."""
+    """Copies an array in, with so many elements of NaN behind each row."""
     rows = np.full((*array.shape[:-1], array.shape[-1] + padding), np.nan, array.dtype)
     rows[..., : array.shape[-1]] = array
     return _Placed(array.shape, rows.strides, array.dtype, _Place(heap.place(rows)))
@@ -95,8 +95,8 @@ def attention(
     lse = _place(heap, outputs[1], 0)
     offsets = None if q_offset is None else heap.place(np.full(batch, q_offset, np.int64))
     problem = fill(
-        *placed, lse, scale=dim**-0.5, softcap=softcap, window_left=window[0], window_right=window[1], mask=None,
-        k_scales=None, v_scales=None, page_size=0, max_seqlen_q=0, max_seqlen_k=0, sequences=None,
+        *placed, lse, scale=dim**-0.5, softcap=softcap, window_left=window[0], window_right=window[1],
+        mask=None, k_scales=None, v_scales=None, page_size=0, max_seqlen_q=0, max_seqlen_k=0, sequences=None,
         slopes_per_batch=False, small={} if offsets is None else {"q_offsets": offsets}, block_table_stride=0,
     )  # fmt: skip
     grid = choose.grid(chosen, batch=batch, q_heads=heads, kv_heads=k.shape[1], q_len=q_len)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -119,8 +120,8 @@ def _pair(token: str) -> Callable[[Warp], NDArray[np.uint64]]:
         return lambda warp: _wide(warp.registers[number]) | _wide(warp.registers[number + 1]) << np.uint64(32)
     if token.startswith("c["):
         low = raw(token)
-        offset = int(token.rsplit("[", 1)[1].rstrip("]"), 16)
-        return lambda warp: _wide(low(warp)) | _wide(warp.constant(0, offset + 4)) << np.uint64(32)
+        bank, offset = (int(part, 16) for part in re.findall(r"0x[0-9a-f]+", token))
+        return lambda warp: _wide(low(warp)) | _wide(warp.constant(bank, offset + 4)) << np.uint64(32)
     low = raw(token)
     return lambda warp: _wide(low(warp))
 

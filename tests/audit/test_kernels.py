@@ -72,7 +72,9 @@ def emulate(chosen: choose.Configuration, *arrays: NDArray[np.float16], **option
     """What a kernel's machine code for Volta makes of operands."""
     macros: dict[str, str | int] = {f"FA_{name}": value for name, value in chosen.macros}
     compiled = toolchain.compile_kernel(chosen.file, 70, macros, entry=chosen.entry)
-    return launch.attention(Program(toolchain.disassemble(compiled)), chosen, *arrays, **options)
+    return launch.attention(
+        Program(toolchain.disassemble(compiled), compiled.constants), chosen, *arrays, **options
+    )
 
 
 @pytest.mark.parametrize(

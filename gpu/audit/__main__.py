@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="every variant, and the ladder; else what calls without extras take",
+        help="also every variant, and the ladder",
     )
     parser.add_argument(
         "--candidates", action="store_true", help="Volta's arrangements to choose from; fails for none"

@@ -7,12 +7,14 @@ call that needs it.
 
 from __future__ import annotations
 
+from . import rates
 from .choose import ATOMS, Configuration, atom_of, configure
-from .compile import KERNELS
-from .device import available, card, describe, forced_atom, get_atom, load_cupy, set_atom, why_not
+from .compile import KERNELS, compiled
+from .device import Card, available, card, describe, forced_atom, get_atom, load_cupy, set_atom, why_not
 from .launch import attention, configuration_of, no_room
 
 __all__ = [
-    "ATOMS", "KERNELS", "Configuration", "atom_of", "attention", "available", "card", "configuration_of",
-    "configure", "describe", "forced_atom", "get_atom", "load_cupy", "no_room", "set_atom", "why_not",
+    "ATOMS", "KERNELS", "Card", "Configuration", "atom_of", "attention", "available", "card", "compiled",
+    "configuration_of", "configure", "describe", "forced_atom", "get_atom", "load_cupy", "no_room", "rates",
+    "set_atom", "why_not",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..peers import one_line
 from . import results
 from .cases import GpuCase, select
 from .measure import Device, WrongOutputError, measure_case
@@ -50,8 +51,6 @@ def run(args: argparse.Namespace) -> int:
     except WrongOutputError as problem:
         print(f"fastattention bench: WRONG, nothing is written: {problem}", file=sys.stderr)
         return 1
-    except (MemoryError, RuntimeError) as problem:
-        return _complain(f"--gpu: nothing is written: {problem}")
     finally:
         device.close()
     path = args.json or results.default_path(outcome)
@@ -98,7 +97,10 @@ def _measure(device: Device, cases: list[GpuCase], level: str, pattern: str | No
     outcome.compiled = device.compile(chosen)
     for case in chosen:
         _say(case.name)
-        outcome.rows.append(measure_case(case, device, _ROUNDS[level]))
+        try:
+            outcome.rows.append(measure_case(case, device, _ROUNDS[level]))
+        except MemoryError as problem:
+            outcome.left_out[case.name] = f"out of memory: {one_line(problem)}"
     _survey(outcome, device, "end")
     outcome.environment = device.environment()
     outcome.goals.extend(judge(outcome))

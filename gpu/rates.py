@@ -25,6 +25,9 @@ CHECK_STEPS = 512  # few, so that sums in float32 are still exact enough to be c
 TOLERANCE = 1e-3  # of the sum of a lane's magnitudes
 COPY_BYTES = 2**30
 
+_TELLING = 5e-4  # seconds of a run that tells a speed
+_MOST_STEPS = 2**24
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -165,11 +168,12 @@ class Rates:
         launch, _ = self._launches[name]
         steps = 8 if name == "copy" else CHECK_STEPS
         self._seconds(launch, steps)
-        while True:  # long enough to tell a speed
-            seconds = self._seconds(launch, steps)
-            if seconds > 5e-4:
-                break
+        seconds = self._seconds(launch, steps)
+        while seconds < _TELLING and steps < _MOST_STEPS:
             steps *= 4
+            seconds = self._seconds(launch, steps)
+        if seconds <= 0:
+            raise RuntimeError(f"the probe of {name} takes no time: {steps} steps in {seconds} s")
         self._speeds[name] = steps / seconds
 
     def measure(self, name: str, seconds: float = 0.004) -> float:

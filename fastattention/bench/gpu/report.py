@@ -16,7 +16,7 @@ from .results import GRAPH, LAUNCHES, Contender, Row, Run
 __all__ = ["WIDTH", "print_report", "tables"]
 
 #: Columns that every table fits.
-WIDTH = 120
+WIDTH = 126
 
 # Headings of peers with long names.
 _SHORT = {"memory-efficient": "mem-eff.", "PyTorch, heads as rows": "as rows"}
@@ -34,8 +34,8 @@ _READING = (
     "ms: a call replayed from a CUDA graph, the GPU's own time. launched: the same calls, one launch after "
     "another, with what Python and the launches cost. TFLOP/s count visible pairs, 4 D operations each; GB/s "
     "keys, values and scales, each byte once. Of limit: in percent of the kernel's own instruction from "
-    "registers, or of copying memory, in the same rounds. Spread: half the way from the worst round to the "
-    "best. 2.00x: it takes twice our time, from graphs on both sides. mem-eff., flash: PyTorch's backends. "
+    "registers, or of copying memory, in the same rounds, ± half the way from the worst round to the best. "
+    "2.00x: it takes twice our time, from graphs on both sides. mem-eff., flash: PyTorch's backends. "
     "as rows: PyTorch, the query heads of a KV head given as rows of one head. Caches of decode take turns, "
     "so that none is read from the L2. Outputs were compared with float64 before anything was timed."
 )
@@ -123,7 +123,7 @@ def tables(run: Run, notes: list[str]) -> Iterator[Table]:
         if not rows:
             continue
         peers = list(dict.fromkeys(name for row in rows for name in row.peers))
-        headings = ["case", "kernel", "ms", "launched", rows[0].unit, "of limit", "spread"]
+        headings = ["case", "kernel", "ms", "launched", rows[0].unit, "of limit"]
         table = _table(title, *headings, *(_SHORT.get(peer, peer) for peer in peers), "target")
         for row in rows:
             for place, name in enumerate(row.ours):
@@ -136,7 +136,7 @@ def tables(run: Run, notes: list[str]) -> Iterator[Table]:
 def _cells(row: Row, name: str, peers: list[str], notes: list[str]) -> list[str]:
     who = row.contenders[name]
     rounds = row.percent_rounds(name)
-    label = name + " (emulated)" * who.emulated
+    label = name + " emulated" * who.emulated
     if who.not_captured:
         label += _note(notes, f"{name}: launched one by one, no graph: {who.not_captured}")
     graph = _milliseconds(row.seconds(name, GRAPH)) if who.graph else "-"
@@ -145,8 +145,7 @@ def _cells(row: Row, name: str, peers: list[str], notes: list[str]) -> list[str]
         graph,
         _milliseconds(row.seconds(name, LAUNCHES)),
         f"{row.rate(name):.0f}" if row.rate(name) >= 100 else f"{row.rate(name):.1f}",
-        f"{statistics.median(rounds):.0f} %",
-        f"±{(max(rounds) - min(rounds)) / 2:.0f} %",
+        f"{statistics.median(rounds):.0f} ±{(max(rounds) - min(rounds)) / 2:.0f} %",
         *(_peer(row, name, peer, notes) for peer in peers),
     ]
 

@@ -30,10 +30,14 @@ _SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 # By atom, up to which head dimension: (warps, rows of a warp, keys of a tile, quad-pairs side by side).
 _PREFILL = {
-    70: ((64, 4, 32, 64, 1), (128, 4, 32, 32, 1), (256, 4, 16, 32, 2)),
+    70: ((64, 4, 32, 64, 2), (128, 8, 32, 32, 2), (256, 8, 16, 16, 2)),
     75: ((64, 4, 32, 64, 1), (128, 4, 32, 32, 1), (192, 4, 16, 32, 1), (256, 4, 16, 16, 1)),
     80: ((64, 4, 32, 96, 1), (128, 4, 32, 64, 1), (256, 8, 16, 32, 1)),
 }
+
+# Keys of a tile where rows are not aligned or scores are modified, by atom and the first number above: with as
+# many as there, those variants would not fit into registers (`make sass` tells).
+_FEWER_KEYS = {(70, 128): 16, (75, 64): 32, (75, 128): 16}
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,19 @@ def _tensor_cores(
 ) -> Configuration:
     """float16 and bfloat16 (kernels/attention.cuh)."""
     widest = max(head_dim, v_dim)
-    warps, warp_rows, keys, abreast = next(row[1:] for row in _PREFILL[atom] if widest <= row[0])
+    upto, warps, warp_rows, keys, abreast = next(row for row in _PREFILL[atom] if widest <= row[0])
+    if modified or not aligned:
+        keys = _FEWER_KEYS.get((atom, upto), keys)
+    return arranged(
+        atom, dtype, head_dim, v_dim, warps, warp_rows, keys, abreast, aligned=aligned, modified=modified
+    )
+
+
+def arranged(
+    atom: int, dtype: str, head_dim: int, v_dim: int, warps: int, warp_rows: int, keys: int, abreast: int, *,
+    aligned: bool, modified: bool,
+) -> Configuration:  # fmt: skip
+    """Return a tensor-core kernel in an arrangement (what `_PREFILL` lists), whether `configure` would or not."""
     # Quad-pairs that stand side by side share 32 columns of values.
     wide, v_wide = _round_up(head_dim, 16), _round_up(v_dim, 16 * abreast)
     rows = warps * warp_rows
@@ -193,12 +209,16 @@ def _decode(
     }  # fmt: skip
     warps = 4
     if on_tensor_cores:
-        block_rows, step = 16, 16
+        # 16 rows of wide heads would spill; twice 8 read keys and values twice, the second time from L2.
+        block_rows, step = 8 if rows <= 8 or (max(wide, v_wide) > 128 and kv_dtype != "int8") else 16, 16
         columns = _ceil(v_wide, 8 * chunk) * 8 * chunk
-        queries = _ceil(wide, 4 * chunk) * (chunk // 4) * 32 * 16  # bytes, where parts come to lie later
-        if _part_bytes(warps, block_rows, columns) > SHARED_BYTES[atom]:
-            warps = 2
-        macros = _macros(atom=atom, warps=warps, **common)
+        # Bytes, where parts come to lie later.
+        queries = _ceil(wide, 4 * chunk) * (chunk // 8) * (block_rows // 8) * 32 * 16
+        warps = 8
+        while _part_bytes(warps, block_rows, columns) > SHARED_BYTES[atom]:
+            warps //= 2
+        whole = head_dim == wide and v_dim == v_wide
+        macros = _macros(atom=atom, warps=warps, rows=block_rows, whole=whole, **common)
     else:
         block_rows, keys, queries = 1, 4, 0
         most = 4 if kv_dtype == "int8" else 8  # more spill: a lane holds 16 elements of each int8 row
@@ -246,9 +266,9 @@ def split_keys(step: int, keys: int, sets: int, slots: int) -> tuple[int, int]:
 
     Notes
     -----
-    As many CTAs as run at a time, and none with less than four steps: merging costs, too.
+    As many CTAs as run at a time: a part more costs less in merging than the time it saves, down to one step.
     """
-    splits = max(1, min(_ceil(keys, 4 * step), slots // max(sets, 1), MAX_SPLITS))
+    splits = max(1, min(_ceil(keys, step), slots // max(sets, 1), MAX_SPLITS))
     size = _round_up(_ceil(keys, splits), step)
     return _ceil(keys, size), size
 

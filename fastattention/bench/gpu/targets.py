@@ -52,7 +52,7 @@ _PREFILL = {"kind": ("prefill",), "dtype": ("float16",), "head_dim": (64, 128)}
 _GROUPED = {"kind": ("decode",), "kv_heads": (8,)}
 
 AIMS: tuple[Aim, ...] = (
-    Aim("atom 80", _PREFILL, 1.43, "memory-efficient"),
+    Aim("", _PREFILL, 1.43, "memory-efficient"),
     Aim("atom 80", _PREFILL, 1.0, "flash", least_keys=4096),
     Aim("atom 75", _PREFILL, 50),
     Aim("atom 70", _PREFILL, 60),

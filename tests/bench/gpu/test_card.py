@@ -132,6 +132,22 @@ def test_a_row_that_is_wrong_stops(case: GpuCase, device: Any) -> None:
         measure_case(case, device.card, 2)
 
 
+def test_what_is_compiled_is_what_runs(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = set()
+    monkeypatch.setattr(gpu, "compiled", lambda configuration, card: made.add(configuration))
+    monkeypatch.setattr(device.cupy.cuda, "Device", lambda number: contextlib.nullcontext(), raising=False)
+    assert device.card.compile(CASES)["kernels"] == len(made)
+    for case in CASES:
+        arrays = data.make_data(case, device.card.card, 1024)
+        cache = arrays.caches[0]
+        for atom in contenders.atoms_of(case, (9, 0)):
+            options = {"scale": case.head_dim**-0.5, "block_table": cache.block_table}
+            assert gpu.configuration_of(atom, arrays.q, cache.k, cache.v, **options) in made, (
+                case.name,
+                atom,
+            )
+
+
 def test_limits_are_checked_and_measured(device: Any) -> None:
     card = device.card
     assert card.limit_names() == [*rates.LIMITS, "copy"]

@@ -185,7 +185,7 @@ def check_dtype(dtype: np.dtype[Any], place: str) -> None:
 
 
 def _refuse_bfloat16(dtype: np.dtype[Any], name: str, where: str, atom: int) -> None:
-    if dtype.name == "bfloat16" and atom < 80:
+    if atom < 80 and dtype.name == "bfloat16":
         raise TypeError(
             f"{name}: bfloat16 needs compute capability 8.0 (Ampere) or newer, and no kernels for it are in "
             f"force on {where} (atom {atom}); use float16 or float32"

@@ -6,6 +6,7 @@ Arrangements were measured (results/); the sizes follow the formulas in the kern
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = [
     "ATOMS", "DECODE_ROWS", "MAX_SPLITS", "Configuration", "atom_of", "configure", "grid", "resident",
@@ -28,16 +29,61 @@ _FILES = {70: "04_prefetch.cu", 75: "06_turing.cu", 80: "07_ampere.cu"}
 _ELEMENTS = {"float32": "Float", "float16": "Half", "bfloat16": "Bfloat", "int8": "Int8"}
 _SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
-# By atom, up to which head dimension: (warps, rows of a warp, keys of a tile, quad-pairs side by side).
-_PREFILL = {
-    70: ((64, 4, 32, 64, 2), (128, 8, 32, 32, 2), (256, 8, 16, 16, 2)),
-    75: ((64, 4, 32, 64, 1), (128, 4, 32, 32, 1), (192, 4, 16, 32, 1), (256, 4, 16, 16, 1)),
-    80: ((64, 4, 32, 96, 1), (128, 4, 32, 64, 1), (256, 8, 16, 32, 1)),
-}
+#: Shared memory that an SM has on every card of an atom: V100, T4, and GeForce RTX 30 and 40.
+SM_SHARED = {70: 96 * 1024, 75: 64 * 1024, 80: 100 * 1024}
 
-# Keys of a tile where rows are not aligned or scores are modified, by atom and the first number above: with as
-# many as there, those variants would not fit into registers (`make sass` tells).
-_FEWER_KEYS = {(70, 128): 16, (75, 64): 32, (75, 128): 16}
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a tensor-core kernel shares rows and keys out, for head dimensions up to `dim`.
+
+    Attributes
+    ----------
+    warps, rows, keys : int
+        Of a CTA, of a warp, of a tile.
+    abreast : int
+        Volta: quad-pairs side by side.
+    plain : bool
+        Only where rows are aligned and scores are not modified: there are no registers left for more.
+    ctas : int
+        Only where so many fit into an SM's shared memory. Four warps, one for each of an SM's schedulers, do
+        not keep it busy.
+    """
+
+    dim: int
+    warps: int
+    rows: int
+    keys: int
+    abreast: int = 1
+    plain: bool = False
+    ctas: int = 1
+
+
+# By atom, the first that fits. Measured at the shared memory of the cards in question, but for Volta's, which
+# the audit's model chose (`make sass`).
+_PREFILL = {
+    70: (
+        Arrangement(64, 4, 32, 64, 2),
+        Arrangement(128, 8, 32, 32, 2, plain=True),
+        Arrangement(128, 8, 16, 32, 2),
+        Arrangement(256, 8, 16, 16, 2),
+    ),
+    75: (
+        Arrangement(64, 4, 32, 48),
+        Arrangement(128, 8, 16, 48),
+        Arrangement(192, 4, 16, 32),
+        Arrangement(256, 4, 16, 16),
+    ),
+    80: (
+        Arrangement(64, 4, 32, 96, plain=True),
+        Arrangement(64, 4, 32, 64),
+        Arrangement(128, 4, 32, 48, plain=True, ctas=2),
+        Arrangement(128, 8, 32, 32, plain=True),
+        Arrangement(128, 8, 16, 64),
+        Arrangement(256, 4, 16, 32, plain=True, ctas=2),
+        Arrangement(256, 8, 16, 32),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +120,13 @@ class Configuration:
     shared: int
     part: int = 0
 
+    def __post_init__(self) -> None:
+        names = self.file, self.entry, self.macros, self.threads, self.rows, self.step, self.shared, self.part
+        object.__setattr__(self, "_hash", hash(names))
+
+    def __hash__(self) -> int:  # compiled kernels are looked up by it at every call
+        return int(self._hash)  # type: ignore[attr-defined]
+
     def decode_shared(self, splits: int) -> int:
         """Bytes of dynamic shared memory that decode needs where keys are in so many parts."""
         return max(self.shared, self.rows * (splits + 2) * 4)
@@ -104,9 +157,10 @@ def atom_of(major: int, minor: int) -> int:
     )
 
 
+@lru_cache(maxsize=4096)  # a pure function of a few numbers, asked at every call
 def configure(
     atom: int, q_dtype: str, kv_dtype: str, head_dim: int, v_dim: int, rows: int, *, aligned: bool,
-    modified: bool, paged: bool = False,
+    modified: bool, paged: bool = False, sm_shared: int | None = None,
 ) -> Configuration:  # fmt: skip
     """Return the kernel of a problem.
 
@@ -126,6 +180,8 @@ def configure(
         Softcap, ALiBi, a mask, or an unusual scale.
     paged : bool
         Keys and values lie in pages.
+    sm_shared : int, optional
+        Bytes of shared memory of an SM; by default `SM_SHARED`.
 
     Raises
     ------
@@ -141,7 +197,7 @@ def configure(
         return _decode(atom, q_dtype, kv_dtype, head_dim, v_dim, rows, aligned, modified, paged)
     if q_dtype == "float32":
         return _cuda_cores(head_dim, v_dim, modified)
-    return _tensor_cores(atom, q_dtype, head_dim, v_dim, aligned, modified)
+    return _tensor_cores(atom, q_dtype, head_dim, v_dim, aligned, modified, sm_shared or SM_SHARED[atom])
 
 
 def _macros(**values: str | int | bool) -> tuple[tuple[str, str], ...]:
@@ -162,23 +218,27 @@ def _cuda_cores(head_dim: int, v_dim: int, modified: bool) -> Configuration:
 
 
 def _tensor_cores(
-    atom: int, dtype: str, head_dim: int, v_dim: int, aligned: bool, modified: bool
+    atom: int, dtype: str, head_dim: int, v_dim: int, aligned: bool, modified: bool, sm_shared: int
 ) -> Configuration:
     """float16 and bfloat16 (kernels/attention.cuh)."""
-    widest = max(head_dim, v_dim)
-    upto, warps, warp_rows, keys, abreast = next(row for row in _PREFILL[atom] if widest <= row[0])
-    if modified or not aligned:
-        keys = _FEWER_KEYS.get((atom, upto), keys)
-    return arranged(
-        atom, dtype, head_dim, v_dim, warps, warp_rows, keys, abreast, aligned=aligned, modified=modified
-    )
+    reserved = 1024 if atom >= 80 else 0  # of each CTA's shared memory, by the system
+    for a in _PREFILL[atom]:
+        if max(head_dim, v_dim) > a.dim or (a.plain and (modified or not aligned)):
+            continue
+        found = arranged(
+            atom, dtype, head_dim, v_dim, a.warps, a.rows, a.keys, a.abreast, aligned=aligned,
+            modified=modified,
+        )  # fmt: skip
+        if a.ctas * (found.shared + reserved) <= sm_shared:
+            return found
+    raise AssertionError(f"no arrangement for head dimensions {head_dim} and {v_dim}")  # validated before
 
 
 def arranged(
     atom: int, dtype: str, head_dim: int, v_dim: int, warps: int, warp_rows: int, keys: int, abreast: int, *,
     aligned: bool, modified: bool,
 ) -> Configuration:  # fmt: skip
-    """Return a tensor-core kernel in an arrangement (what `_PREFILL` lists), whether `configure` would or not."""
+    """Return a tensor-core kernel as an `Arrangement` says, whether `configure` would take it or not."""
     # Quad-pairs that stand side by side share 32 columns of values.
     wide, v_wide = _round_up(head_dim, 16), _round_up(v_dim, 16 * abreast)
     rows = warps * warp_rows

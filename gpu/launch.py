@@ -7,6 +7,7 @@ kernel.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,19 @@ def is_aligned(*arrays: Any) -> bool:
         size = array.dtype.itemsize
         if address(array) % 16 or array.shape[-1] * size % 16:
             return False
-        if any(step % 16 for n, step in zip(array.shape[:-1], array.strides[:-1], strict=True) if n > 1):
-            return False
+        for n, step in zip(array.shape[:-1], array.strides[:-1], strict=True):
+            if step % 16 and n > 1:
+                return False
         rows = 0 if array.ndim == 3 else -2  # packed sequences: (rows, heads, elements)
         if array.shape[rows] > 1 and abs(array.strides[rows]) >= 2**31:
             return False
     return True
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """Return a dtype's name, which NumPy puts together anew each time."""
+    return dtype.name
 
 
 def is_modified(scale: float, softcap: float, mask: Any, alibi_slopes: Any) -> bool:
@@ -49,16 +57,16 @@ def is_modified(scale: float, softcap: float, mask: Any, alibi_slopes: Any) -> b
 def configuration_of(
     atom: int, q: Any, k: Any, v: Any, *, scale: float, softcap: float = 0.0, mask: Any = None,
     alibi_slopes: Any = None, block_table: Any = None, cu_seqlens_q: Any = None, max_seqlen_q: int = 0,
-    **_: Any,
+    sm_shared: int | None = None, **_: Any,
 ) -> Configuration:  # fmt: skip
-    """Return the kernel that `attention` runs for these arguments."""
+    """Return the kernel that `attention` runs for these arguments, on SMs with so much shared memory."""
     packed = cu_seqlens_q is not None
     q_len = max_seqlen_q if packed else q.shape[2]
     rows = q.shape[1] // v.shape[1] * q_len
     return configure(
-        atom, q.dtype.name, k.dtype.name, q.shape[-1], v.shape[-1], rows,
+        atom, _name_of(q.dtype), _name_of(k.dtype), q.shape[-1], v.shape[-1], rows,
         aligned=is_aligned(q, k, v), modified=is_modified(scale, softcap, mask, alibi_slopes),
-        paged=block_table is not None,
+        paged=block_table is not None, sm_shared=sm_shared,
     )  # fmt: skip
 
 
@@ -119,7 +127,8 @@ def attention(
         "cu_seqlens_k": cu_seqlens_k, "max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k,
         "k_scales": k_scales, "v_scales": v_scales, "block_table": block_table, "page_size": page_size,
     }  # fmt: skip
-    configuration = configuration_of(get_atom(here.number), **call)
+    atom = get_atom(here.number)
+    configuration = configuration_of(atom, sm_shared=here.shared_for(atom), **call)
     kernel = compiled(configuration, here)
     for part in portions(configuration, call, MAX_GRID):
         _attend(configuration, kernel, here, part)
@@ -136,7 +145,7 @@ def explain(q: Any, k: Any, v: Any, out: Any, lse: Any = None, **options: Any) -
     here = card()
     atom = get_atom(here.number)
     call: Call = {**_ABSENT, **options, "q": q, "k": k, "v": v, "out": out, "lse": lse}
-    configuration = configuration_of(atom, **call)
+    configuration = configuration_of(atom, sm_shared=here.shared_for(atom), **call)
     registers = compiled(configuration, here).registers
     parts = portions(configuration, call, MAX_GRID)
     return Explained(

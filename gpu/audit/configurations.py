@@ -129,7 +129,15 @@ def launched(
         ):
             try:
                 chosen = configure(
-                    atom, q_dtype, kv_dtype, dim, v_dim, count, aligned=aligned, modified=modified, paged=False
+                    atom,
+                    q_dtype,
+                    kv_dtype,
+                    dim,
+                    v_dim,
+                    count,
+                    aligned=aligned,
+                    modified=modified,
+                    paged=False,
                 )
             except TypeError:
                 continue

@@ -85,7 +85,10 @@ def attention(
         elements, the kernel must be one without FA_ALIGNED.
     """
     batch, heads, q_len, dim = q.shape
-    outputs = (np.full((*q.shape[:3], v.shape[3]), np.nan, np.float16), np.full(q.shape[:3], np.nan, np.float32))
+    outputs = (
+        np.full((*q.shape[:3], v.shape[3]), np.nan, np.float16),
+        np.full(q.shape[:3], np.nan, np.float32),
+    )
     sizes = [x.nbytes // x.shape[-1] * (x.shape[-1] + padding) for x in (q, k, v, outputs[0])]
     heap = Heap(sum(sizes) + outputs[1].nbytes + 16384)
     placed = [_place(heap, x, padding) for x in (q, k, v, outputs[0])]

@@ -51,7 +51,9 @@ def _executed(study: Study, e: Execution) -> list[str]:
     return [
         study.configuration.label,
         f"{others:.2f}",
-        " ".join(str(e.issue.get(name, 0)) for name in ("LDS", "SHFL", "MUFU", "multiply", "integer", "control")),
+        " ".join(
+            str(e.issue.get(name, 0)) for name in ("LDS", "SHFL", "MUFU", "multiply", "integer", "control")
+        ),
         f"{e.load_wavefronts}/{e.load_ideal}",
         f"{e.store_wavefronts}/{e.store_ideal}",
         f"{e.error:.0e}",
@@ -68,7 +70,9 @@ _EXECUTED = (
 
 
 def _table(title: str, headings: Sequence[str], left: int, rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number <= left else "right", overflow="fold")
     for row in rows:

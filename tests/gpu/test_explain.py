@@ -87,7 +87,7 @@ def test_it_prints_as_a_table(card: Any) -> None:
     assert lines["kernel"] == "decode (4 query rows of a KV head: bound by reading K and V; tensor cores)"
     assert lines["source"].startswith("05_decode.cu, ALIGNED=1, ATOM=80")
     assert lines["tile"] == f"{plan.item_rows} query rows x {plan.key_tile} keys"
-    assert lines["block"].startswith("4 warps, 128 registers a thread, ")
+    assert lines["block"].startswith(f"{plan.warps} warps, 128 registers a thread, ")
     assert lines["keys split in"] == f"{plan.key_splits} x {plan.split_keys}"
     assert lines["pieces of work"] == f"{plan.items} blocks for 132 x {plan.resident} at a time"
     many = at((70000, 2, 1, 64), np.float16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -48,22 +49,38 @@ def draw(run: Run, path: Path) -> list[Path]:
 
 
 def bars(run: Run, rows: Sequence[Row], label: str) -> Figure:
-    """Plot everybody's rate in each row; a line marks the limit of our own kernel."""
+    """Plot everybody's rate in each row; a line marks the limit of our own kernel.
+
+    Prefill has what is full on the left and what is causal on the right, decode single sequences and batches.
+    """
     names = list(
         dict.fromkeys(name for row in rows for name, who in row.contenders.items() if who.status == "ok")
     )
+    panels: list[list[Row]] = [[], []]
+    for row in rows:
+        panels[row.case.causal if row.case.kind == "prefill" else row.case.batch > 1].append(row)
+    panels = [panel for panel in panels if panel]
+    tallest = max(len(panel) for panel in panels)
     figure = Figure(
-        figsize=(9, 1.6 + 0.13 * (len(names) + 1) * len(rows)), layout="constrained", facecolor="white"
+        figsize=(7 * len(panels), 1.6 + 0.11 * (len(names) + 1) * tallest),
+        layout="constrained",
+        facecolor="white",
     )
-    axes = figure.add_subplot()
-    _bars(axes, rows, names)
-    axes.set_yticks(range(len(rows)), [row.case.name.partition("/")[2] for row in rows], fontsize=7)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(label)
-    axes.grid(axis="x", alpha=0.3)
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        _bars(axes, panel, names)
+        axes.set_yticks(range(len(panel)), [row.case.name.partition("/")[2] for row in panel], fontsize=7)
+        axes.set_ylim(len(panel) - 0.5, -0.5)
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.3)
     figure.suptitle(f"{run.environment['gpu']}, {run.date[:10]}", fontsize=10)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), fontsize=8)
+    shown: dict[str, Artist] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(
+        list(shown.values()), list(shown), loc="outside lower center", ncols=min(len(shown), 4), fontsize=8
+    )
     return figure
 
 
@@ -75,6 +92,8 @@ def _bars(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
             (place, row) for place, row in enumerate(rows)
             if name in row.contenders and row.contenders[name].status == "ok"
         ]  # fmt: skip
+        if not timed:
+            continue
         emulated = any(row.contenders[name].emulated for _, row in timed)
         axes.barh(
             [place + (number + 0.5) * height - 0.4 for place, _ in timed],

@@ -183,8 +183,9 @@ def test_figures_are_legible_on_any_page() -> None:
     run = make_run()
     figure = plots.bars(run, run.rows[:2], "x")
     assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
-    (axes,) = figure.axes
-    assert [bar.get_width() for bar in axes.patches[:2]] == pytest.approx([300.0, 300.0])
+    full, causal = figure.axes
+    assert [bar.get_width() for bar in full.patches] == pytest.approx([300, 240, 10, 200, 310])
+    assert [bar.get_width() for bar in causal.patches] == pytest.approx([300, 240, 10, 200, 310])
 
 
 def test_cases() -> None:

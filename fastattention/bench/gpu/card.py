@@ -158,6 +158,7 @@ class GpuDevice:
     @contextmanager
     def open(self, case: GpuCase) -> Iterator[Field]:
         """Make the arrays of a case, and give who takes part."""
+        self._release()  # what the row before has held until now
         data = make_data(case, self.card, self.l2_bytes, self.seed)
         checked = {0, len(data.caches) - 1}
         expected = {number: expected_rows(case, data, data.caches[number]) for number in sorted(checked)}

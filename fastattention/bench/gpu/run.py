@@ -21,6 +21,7 @@ __all__ = ["open_device", "run"]
 
 _ROUNDS = {"quick": 3, "default": 7, "full": 11}
 _SURVEY_SECONDS = 0.05
+_WARM_SECONDS = 0.5  # an idle card's clock takes a while to rise
 
 
 def open_device(with_pytorch: bool) -> Device:
@@ -88,6 +89,7 @@ def _measure(device: Device, cases: list[GpuCase], level: str, pattern: str | No
         options={"level": level, "filter": pattern, "rounds": _ROUNDS[level]},
     )
     _say("limits of the card")
+    device.probe(device.limit_names()[0], _WARM_SECONDS)
     _survey(outcome, device, "start")
     for case in cases:
         if why := device.missing(case):

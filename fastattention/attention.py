@@ -104,7 +104,8 @@ def attention(
     ImportError
         The arrays lie on a GPU and CuPy is not installed.
     RuntimeError
-        The arrays lie on a GPU that the installed CuPy cannot serve.
+        The arrays lie on a GPU that the installed CuPy cannot serve; or the call is being captured into a CUDA
+        graph, with small arguments from CPU memory (below).
 
     See Also
     --------
@@ -125,6 +126,10 @@ def attention(
     they are copied back first, and the call waits for that. The result lies on q's device; PyTorch's in
     PyTorch's own memory. On tensor cores, weights are rounded to the type of the values before they multiply
     them. Denormal float32 numbers count as 0.
+
+    Calls can be captured into CUDA graphs, after a first one outside that compiles the kernel, and without
+    those small arguments, which are copied from CPU memory. What a captured call of decode needs beside its
+    arrays stays allocated: by PyTorch, for as long as its graph; by CuPy, which is not told, for good.
 
     References
     ----------

@@ -108,7 +108,8 @@ def scope(kind: str) -> Iterator[None]:
                 cupy.cuda.get_current_stream().synchronize()
             return
         handle = int(sys.modules["torch"].cuda.current_stream(number).cuda_stream)
-        with _stream(handle, number):
+        # Workspace from PyTorch, too, which knows what a CUDA graph that it captures still needs.
+        with _stream(handle, number), cupy.cuda.using_allocator(_allocate_from_torch):
             yield
 
 
@@ -119,6 +120,17 @@ def _stream(handle: int, number: int) -> Any:
     if hasattr(cupy.cuda.Stream, "from_external"):
         return cupy.cuda.Stream.from_external(_Stream(handle))
     return cupy.cuda.ExternalStream(handle, number)  # CuPy 13
+
+
+def _allocate_from_torch(nbytes: int) -> Any:
+    """Return room on the current device as CuPy's allocators do."""
+    cupy, torch = gpu.load_cupy(), sys.modules["torch"]
+    number = cupy.cuda.Device().id
+    try:
+        room = torch.empty(nbytes, dtype=torch.uint8, device=f"cuda:{number}")
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
+    return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(room.data_ptr(), nbytes, room, number), 0)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], kind: str, name: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .capture import capturing, keep, reserve
 from .choose import Configuration, configure
 from .compile import Compiled, compiled
 from .device import Card, card, get_atom, load_cupy
@@ -115,6 +116,8 @@ def attention(
         There is no CuPy, no GPU, or none that this can run on; a kernel cannot be compiled.
     TypeError
         bfloat16 below compute capability 8.0.
+    RuntimeError
+        The call is being captured into a CUDA graph, and one of the small arrays lies in CPU memory.
     MemoryError
         There is no room on the device for what the launch needs; nothing was launched. (Of a call that takes
         several launches, `gpu.portions`, earlier ones may have been.)
@@ -165,7 +168,7 @@ def _attend(configuration: Configuration, kernel: Compiled, here: Card, call: Ca
         slopes_per_batch=slopes is not None and slopes.ndim == 2,
         block_table_stride=0 if table is None else table.shape[1],
     )  # fmt: skip
-    _launch(configuration, kernel, planned(configuration, kernel.registers, here, call), problem)
+    _launch(configuration, kernel, planned(configuration, kernel.registers, here, call), problem, here.number)
     del kept  # until here
 
 
@@ -175,6 +178,11 @@ def _to_device(arrays: dict[str, Any]) -> tuple[dict[str, int], list[Any]]:
     host = {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
     if not host:
         return addresses, [arrays]
+    if capturing():
+        raise RuntimeError(
+            f"{next(iter(host))}: copied from CPU memory at each call, which a CUDA graph cannot repeat: "
+            "capture a call without it, or call outside the graph"
+        )
     offsets, total = {}, 0
     for name, array in host.items():
         offsets[name] = total
@@ -190,7 +198,9 @@ def _to_device(arrays: dict[str, Any]) -> tuple[dict[str, int], list[Any]]:
     return addresses, [arrays, device]
 
 
-def _launch(configuration: Configuration, kernel: Compiled, plan: Plan, problem: NDArray[Any]) -> None:
+def _launch(
+    configuration: Configuration, kernel: Compiled, plan: Plan, problem: NDArray[Any], device: int
+) -> None:
     arguments: tuple[Any, ...] = ()
     room = None
     if configuration.entry == "decode":
@@ -199,8 +209,13 @@ def _launch(configuration: Configuration, kernel: Compiled, plan: Plan, problem:
             # Parts first: they begin at a multiple of 16 bytes. Counters start at 0.
             room = allocate(plan.workspace, f"parts of {plan.splits} splits of the keys")
             floats = plan.workspace - 4 * plan.sets
-            counters = int(room.ptr) + floats
-            (room + floats).memset_async(0, 4 * plan.sets)
+            captured = capturing()
+            if captured:
+                keep(room)
+            counters = reserve(device, plan.sets, captured)
+            if not counters:
+                counters = int(room.ptr) + floats
+                (room + floats).memset_async(0, 4 * plan.sets)
             problem["parts"] = int(room.ptr)
         problem["splits"], problem["key_split"] = plan.splits, plan.split_keys
         arguments = np.uint64(counters), np.int32(plan.row_blocks)

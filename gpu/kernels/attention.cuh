@@ -1,5 +1,5 @@
 // Attention of many queries on tensor cores, for every atom: one CTA takes WARPS * WARP_ROWS query rows of a
-// head through the tiles of keys that any of them sees, with online softmax (reference/tiled.py).
+// head through the tiles of keys that any of them sees, with online softmax (reference/tiling.py).
 //
 // V is asked for before the scores are computed and K's next tile before softmax, so that each load has a
 // product to hide behind.

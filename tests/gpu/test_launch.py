@@ -53,7 +53,7 @@ class Room:
 @pytest.fixture
 def launches(monkeypatch):
     """Notes of (configuration, grid, block, arguments, shared memory), and of the memory that was taken."""
-    notes = types.SimpleNamespace(calls=[], rooms=[])
+    notes = types.SimpleNamespace(calls=[], rooms=[], capturing=False)
 
     def compiled(configuration, card):
         def function(grid, block, arguments, *, shared_mem):
@@ -70,6 +70,8 @@ def launches(monkeypatch):
     monkeypatch.setattr(launch, "get_atom", lambda number: 80)
     monkeypatch.setattr(launch, "compiled", compiled)
     monkeypatch.setattr(launch, "allocate", allocate)
+    monkeypatch.setattr(launch, "capturing", lambda: notes.capturing)
+    monkeypatch.setattr(launch, "reserve", lambda device, count, captured: 0)
     return notes
 
 
@@ -303,3 +305,12 @@ def test_cupy_is_not_imported_without_need():
         "f.merge([f.attention(q, q, q, return_lse=True)]); sys.exit('cupy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_small_arrays_of_the_host_are_not_captured(launches):
+    launches.capturing = True
+    q = at((1, 2, 1, 64))
+    launch.attention(q, q, q, at(q.shape), scale=1.0)
+    with pytest.raises(RuntimeError, match="kv_lengths: copied from CPU memory at each call"):
+        launch.attention(q, q, q, at(q.shape), scale=1.0, kv_lengths=np.array([1]))
+    assert len(launches.calls) == 1

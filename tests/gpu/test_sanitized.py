@@ -48,7 +48,7 @@ def test_decode(name: str, dtype: str, gpu_engine: Engine) -> None:
     verify(case, dtype, page_size, integers, gpu_engine)
 
 
-@pytest.mark.parametrize("page_size", [None, 5])
+@pytest.mark.parametrize("page_size", [None, 8])
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_append(dtype: str, page_size: int | None, gpu_engine: Engine) -> None:
     rng = np.random.default_rng(0)

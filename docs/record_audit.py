@@ -1,0 +1,90 @@
+"""Record what the audit of machine code finds of Volta's kernels, for the book: ``python docs/record_audit.py``.
+
+Needs the extra ``sass`` (95 MB of compilers), which the book's build does not; so the book reads the file that
+this writes, ``results/audit-volta.json``, and says when the kernels have changed since.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from fastattention.gpu import choose
+from fastattention.gpu.audit import bound, configurations, report, sass, study, toolchain
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "results" / "audit-volta.json"
+SCHEMA = 1
+DIMS = (64, 128, 256)
+EXCERPT = 15  # instructions
+
+
+def sources(folder: Path) -> str:
+    """Return a digest of all kernel sources in `folder`, by name and content."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.cu*")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def arrangements() -> Iterator[tuple[str, configurations.Configuration]]:
+    """Yield the launcher's arrangement of steps 3 and 4 for each head dimension, and the audit's own choice."""
+    preferred = {c.number("HEAD_DIM"): c for c in configurations.principal() if c.architecture == 70}
+    for dim in DIMS:
+        one = choose.configure(70, "float16", "float16", dim, dim, 4096, aligned=True, modified=False)
+        values = {name: int(value) if value.isdigit() else value for name, value in one.macros}
+        launched = configurations.Configuration(one.file, one.entry, 70, values)
+        yield "step before", replace(launched, source="03_tensor_cores.cu")
+        yield "launched", launched
+        yield "audit", preferred[dim]
+
+
+def excerpt(found: configurations.Configuration) -> list[str]:
+    """Return the loop's instructions around its first complete product, as the disassembler prints them."""
+    compiled = toolchain.compile_kernel(found.source, 70, found.macros, entry=found.entry)
+    code = toolchain.disassemble(compiled)
+    loop = sass.tensor_loop(code)
+    assert loop is not None, "no loop with matrix instructions"
+    products = [n for n in range(loop.first, loop.last) if code[n].name == "HMMA"]
+    first = max(loop.first, products[0] - EXCERPT // 2)
+    return [f"{i.opcode} {', '.join(i.operands)}".strip() for i in code[first : first + EXCERPT]]
+
+
+def main() -> int:
+    missing = toolchain.available()
+    if missing:
+        print(missing, file=sys.stderr)
+        return 2
+    studies = []
+    for role, one in arrangements():
+        found = study.examine(one)
+        print(role, one.source, one.label, "; ".join(found.failures) or "ok")
+        studies.append({"role": role, "label": one.label, **found.as_dict()})
+    launched = next(
+        one for role, one in arrangements() if role == "launched" and one.number("HEAD_DIM") == 128
+    )
+    content = {
+        "schema": SCHEMA,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": "none: compiled for sm_70 and executed by an emulator",
+        "versions": dict(package.split("==") for package in toolchain.PACKAGES),
+        "sources": sources(toolchain.KERNELS),
+        "model": report.NOTE,
+        "peak_tflops": bound.PEAK_TFLOPS,
+        "published": [
+            {"head_dim": dim, "tflops": reached, "what": what} for dim, reached, what in report.PUBLISHED
+        ],
+        "excerpt": {"label": launched.label, "lines": excerpt(launched)},
+        "studies": studies,
+    }
+    FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

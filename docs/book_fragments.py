@@ -1,4 +1,4 @@
-"""Drawings of which lane holds what, from the maps of ``reference.volta``: no figure places a lane by hand."""
+"""Drawings of which lane holds what, from the maps of ``reference.volta``: no lane is placed by hand."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from book_figures import BLUE, GREEN, INK, ORANGE, PINK, RED, SKY, YELLOW
+from fastattention.reference.volta.fragments import FRAGMENTS, Fragment, quad_lane
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-
-from fastattention.reference.volta.fragments import FRAGMENTS, Fragment, quad_lane
 
 #: A colour for each of eight lanes, or groups of lanes; numbers in the cells say the same without colour.
 EIGHT = (BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, "#808080")
@@ -78,10 +77,8 @@ def product_of_lane(lane: int) -> tuple[Figure, str]:
     a, b, c = (FRAGMENTS[f"m8n8k4 {name}"] for name in ("A row", "B col", "C f32"))
     results = list(zip(c.rows[lane].tolist(), c.columns[lane].tolist(), strict=True))
     rows, columns = [row for row, _ in results], [column for _, column in results]
-    figure, panels = plt.subplots(
-        2, 2, figsize=(4.2, 4.3), gridspec_kw={"width_ratios": (4, 8), "height_ratios": (4, 8), "wspace": 0.12,
-                                              "hspace": 0.16},
-    )  # fmt: skip
+    sizes = {"width_ratios": (4, 8), "height_ratios": (4, 8), "wspace": 0.12, "hspace": 0.16}
+    figure, panels = plt.subplots(2, 2, figsize=(4.2, 4.3), gridspec_kw=sizes)
     panels[0, 0].axis("off")
     for axes, fragment, letter, colour, needed in (
         (panels[1, 0], a, "a", BLUE, {(row, k) for row in rows for k in range(4)}),

@@ -1,7 +1,7 @@
-"""Record what the audit of machine code finds of Volta's kernels, for the book: ``python docs/record_audit.py``.
+"""Record what the audit finds of Volta's machine code, for the book: ``python docs/record_audit.py``.
 
-Needs the extra ``sass`` (95 MB of compilers), which the book's build does not; so the book reads the file that
-this writes, ``results/audit-volta.json``, and says when the kernels have changed since.
+This needs the extra ``sass`` (95 MB of compilers), the book's build does not: it reads the file written here,
+``results/audit-volta.json``, and says when the kernels have changed since.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def sources(folder: Path) -> str:
 
 
 def arrangements() -> Iterator[tuple[str, configurations.Configuration]]:
-    """Yield the launcher's arrangement of steps 3 and 4 for each head dimension, and the audit's own choice."""
+    """Yield the launcher's arrangement in steps 3 and 4 for each head dimension, and the audit's own."""
     preferred = {c.number("HEAD_DIM"): c for c in configurations.principal() if c.architecture == 70}
     for dim in DIMS:
         one = choose.configure(70, "float16", "float16", dim, dim, 4096, aligned=True, modified=False)

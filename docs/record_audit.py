@@ -71,7 +71,7 @@ def main() -> int:
     content = {
         "schema": SCHEMA,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hardware": "none: compiled for sm_70 and executed by an emulator",
+        "hardware": "no GPU: compiled for sm_70, executed by an emulator",
         "versions": dict(package.split("==") for package in toolchain.PACKAGES),
         "sources": sources(toolchain.KERNELS),
         "model": report.NOTE,

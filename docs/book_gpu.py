@@ -67,7 +67,10 @@ def audit(folder: Path = RESULTS) -> dict[str, Any] | None:
 
 
 def profile(folder: Path = RESULTS) -> dict[str, Any] | None:
-    """Return the newest profile: ``{hardware, date, versions, kernels: [{name, shape, metrics}]}``."""
+    """Return the newest profile: ``{hardware, date, versions, kernels: [{name, shape, metrics}]}``.
+
+    Metrics have the profiler's names and its base units: times in nanoseconds, shares in percent.
+    """
     return newest("profile-*.json", folder)
 
 
@@ -149,7 +152,7 @@ def stall_figure(kernel: dict[str, Any], most: int = 8) -> tuple[Figure, str]:
     top, cycles = next((pair for pair in shown if pair[0] != "selected"), shown[0])
     return figure, (
         f"Where the warps of {label(kernel)} spend their cycles, for each instruction issued: the longest "
-        f"wait is {top} ({REASONS.get(top, top)}), {cycles:.2f} of {sum(found.values()):.2f} cycles."
+        f"is {top} ({REASONS.get(top, top)}), {cycles:.2f} of {sum(found.values()):.2f} cycles."
     )
 
 
@@ -237,7 +240,7 @@ def prefill_figure(run: dict[str, Any]) -> tuple[Figure, str]:
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="TFLOP/s of useful work")
     axes.tick_params(axis="y", length=0, labelsize=9)
     axes.margins(x=0.12)
-    figure.legend(*axes.get_legend_handles_labels(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize=9)
     plt.close(figure)
     said = "; ".join(f"{case}: {rate:.0f}" for case, rate, _ in rows)
     return (

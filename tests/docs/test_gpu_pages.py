@@ -91,7 +91,7 @@ def test_stalls_are_those_of_the_longest_prefill(book_gpu: ModuleType) -> None:
     assert list(book_gpu.stalls(kernel["metrics"])) == ["wait", "selected", "math_pipe_throttle"]
     figure, alt = book_gpu.stall_figure(kernel)
     assert [patch.get_width() for patch in figure.axes[0].patches] == [1.5, 1.0, 0.75]
-    assert "the longest wait is wait" in alt
+    assert "the longest is wait" in alt
     assert "1.50 of 3.25 cycles" in alt
 
 

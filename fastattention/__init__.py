@@ -24,11 +24,12 @@ except ImportError as _error:
 from .attention import attention, attention_varlen
 from .cache import KVCache
 from .config import get_gpu_atom, get_isa, num_threads, set_gpu_atom, set_isa, show_config
-from .explain import Explanation, explain
+from .explain import Explanation, GpuExplanation, explain
 from .merge import merge
 
 __all__ = [
     "Explanation",
+    "GpuExplanation",
     "KVCache",
     "attention",
     "attention_varlen",

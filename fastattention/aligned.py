@@ -1,4 +1,4 @@
-"""Arrays that begin at a cache line, which NumPy's own need not."""
+"""Arrays that begin at a cache line, which NumPy's own need not, and moving rows from one to another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LINE", "zeros"]
+__all__ = ["LINE", "move", "zeros"]
 
 #: Bytes of a cache line, and of the widest vector.
 LINE = 64
@@ -34,3 +34,8 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     room = np.zeros(size + LINE, np.uint8)
     skip = -room.ctypes.data % LINE
     return room[skip : skip + size].view(dtype).reshape(shape)
+
+
+def move(new: NDArray[Any], old: NDArray[Any], index: tuple[slice, ...]) -> None:
+    """Copy what `old` holds at `index` to the same place in `new`."""
+    new[index] = old[index]

@@ -17,8 +17,8 @@ from .arrays import to_array
 from .device import addresses
 
 __all__ = [
-    "MAX_LENGTH", "alibi_array", "flag", "float_option", "key_lengths", "mask_array", "operand",
-    "output_array", "query_offsets", "sequence_starts", "sink_array", "usable", "window_bounds",
+    "MAX_LENGTH", "alibi_array", "flag", "float_option", "host_operand", "key_lengths", "mask_array",
+    "operand", "output_array", "query_offsets", "sequence_starts", "sink_array", "usable", "window_bounds",
 ]  # fmt: skip
 
 Array = Any  # NumPy's, or on a device CuPy's
@@ -52,7 +52,7 @@ def _native(array: Array, name: str) -> Array:
     return array
 
 
-def _host_operand(x: Any, name: str, kind: str) -> Array:
+def host_operand(x: Any, name: str, kind: str) -> Array:
     """Return a small array argument as a NumPy array, whose values are to be checked.
 
     Next to arrays on a device it may lie there, and is copied, for which the call waits; or in CPU memory.
@@ -71,7 +71,8 @@ def usable(array: Array) -> Array:
     strides are multiples of the item size.
     """
     if not isinstance(array, np.ndarray):
-        return array if array.strides[-1] == array.itemsize or array.shape[-1] == 1 else array.copy(order="C")
+        plain = array.strides[-1] == array.itemsize or array.shape[-1] == 1 or array.size == 0
+        return array if plain else array.copy(order="C")
     if array.flags.aligned and (array.strides[-1] == array.itemsize or array.shape[-1] == 1):
         return array
     return array.copy(order="C")
@@ -162,7 +163,7 @@ def mask_array(mask: Any, shape: tuple[int, ...], kind: str, *, float64: bool) -
 
 
 def _float_vector(x: Any, name: str, kind: str, float64: bool) -> Array:
-    array = _host_operand(x, name, kind)
+    array = host_operand(x, name, kind)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected a floating dtype, got {array.dtype}")
     with np.errstate(over="ignore"):  # to inf, which is refused by name
@@ -195,7 +196,7 @@ def sink_array(sinks: Any, heads: int, kind: str, *, float64: bool) -> Array:
 
 def _integers(x: Any, name: str, kind: str, length: int | None, expected: str) -> Array:
     """Return a vector of integers as contiguous int64."""
-    array = _host_operand(x, name, kind)
+    array = host_operand(x, name, kind)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
     if array.ndim != 1 or (array.shape[0] != length if length is not None else array.shape[0] < 1):

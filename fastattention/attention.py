@@ -119,11 +119,12 @@ def attention(
     tile [1]_ [2]_, so that memory does not grow with Sq * Sk; grouped-query attention follows [3]_, ALiBi
     [4]_, and sinks [5]_.
 
-    On a GPU the call is queued on the caller's current stream (CuPy's or PyTorch's) and does not wait. Small
-    arguments whose values are checked (`alibi_slopes`, `sinks`, `kv_lengths`, `q_offset`) may lie in CPU
-    memory, and better do: from the device they are copied back first, and the call waits for that. The result
-    lies on q's device; PyTorch's in PyTorch's own memory. On tensor cores, weights are rounded to the type of
-    the values before they multiply them. Denormal float32 numbers count as 0.
+    On a GPU the call is queued on the caller's current stream (CuPy's or PyTorch's) and does not wait; for
+    JAX alone, which knows nothing of CuPy's stream, it does. Small arguments whose values are checked
+    (`alibi_slopes`, `sinks`, `kv_lengths`, `q_offset`) may lie in CPU memory, and better do: from the device
+    they are copied back first, and the call waits for that. The result lies on q's device; PyTorch's in
+    PyTorch's own memory. On tensor cores, weights are rounded to the type of the values before they multiply
+    them. Denormal float32 numbers count as 0.
 
     References
     ----------

@@ -11,7 +11,7 @@ from .config import get_isa
 from .reference import paged, quantize, tiling
 from .validate import Array, Problem
 
-__all__ = ["nothing_to_compute", "plan", "run"]
+__all__ = ["nothing_to_compute", "plan", "plan_on_device", "run"]
 
 
 def nothing_to_compute(p: Problem) -> bool:
@@ -55,6 +55,11 @@ def run(problem: Problem, backend: str) -> None:
 def plan(problem: Problem) -> dict[str, Any]:
     """Return what the CPU kernels would do with a problem: ``cpu_kernels.explain``."""
     return cpu_kernels.explain(*_tensors(problem), **_options(problem))
+
+
+def plan_on_device(problem: Problem) -> gpu.Explained:
+    """Return what the GPU's kernels would do with a problem: ``gpu.explain``."""
+    return gpu.explain(*_tensors(problem), **_arguments(problem))
 
 
 def _run_cpu(problem: Problem) -> None:

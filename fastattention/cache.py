@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import to_numpy
+from .arrays import cuda_kind, to_numpy
 from .backends import run
 from .cache_paged import Paged
 from .cache_rows import INT8, incoming, quantized, token_counts
 from .cache_state import CacheState
-from .explain import Explanation, explanation
+from .device import check_beside
+from .explain import Explanation, GpuExplanation, explanation
 from .validate import KeysValues, Problem, validate_cached
 
 __all__ = ["KVCache"]
@@ -21,7 +22,7 @@ Array = NDArray[Any]
 
 
 class KVCache(CacheState):
-    """A KV cache for one attention layer: contiguous or in pages, in floating point or as 8-bit integers.
+    """A KV cache for one attention layer: contiguous or in pages, in floats or 8-bit integers, on CPU or GPU.
 
     Parameters
     ----------
@@ -45,11 +46,20 @@ class KVCache(CacheState):
         contiguous, and every sequence has room for the longest one.
     max_pages : int, optional
         With `page_size`: most pages of the pool. By default what `batch` sequences of `max_length` need.
+    device : str, default "cpu"
+        Where keys and values lie, and so where attention over them is computed. "gpu" or "cuda" is the
+        current CUDA device, "cuda:1" that of a number; a ``torch.device`` does, too. `append` and `attend`
+        then take arrays on that device.
 
     Raises
     ------
     TypeError, ValueError
-        An argument does not fit.
+        An argument does not fit; there is no such device, or it is too old for bfloat16 (below compute
+        capability 8.0).
+    ImportError, RuntimeError
+        `device` is a GPU, and there is no CuPy, no GPU, or none that CuPy can serve.
+    MemoryError
+        There is no room.
 
     Notes
     -----
@@ -57,6 +67,12 @@ class KVCache(CacheState):
     whenever it is full, so each token is copied a constant number of times on average. While it grows, the
     old and the new one exist together. Arrays handed out as `keys` and `values` are views: they see nothing
     of what is appended after that. One cache is for one thread at a time.
+
+    On a GPU, calls are queued on the caller's current stream (CuPy's or PyTorch's) and do not wait for the
+    device: one launch writes keys and values, rounded as they are written. Where the stream is another one
+    than at the last call, it waits for that one's work. `lengths` and `block_table` are kept in CPU memory,
+    so that asking for them does not wait either. Memory comes from CuPy's pool. Whoever drops a cache while
+    another stream than the one it was made on still works on it synchronises first, as with any array.
 
     The specification of int8 is ``reference.quantize``, which says why each token has a scale of its own,
     and that of pages ``reference.paged``.
@@ -88,6 +104,14 @@ class KVCache(CacheState):
 
     __slots__ = ()
 
+    def _kind(self, x: Any, name: str) -> str:
+        """Return the kind of an array that lies where the cache does, or raise naming it."""
+        if type(x) is np.ndarray and self._place is None:
+            return "numpy"
+        kind = cuda_kind(x, name) or to_numpy(x, name)[1]
+        check_beside(kind, name, self.device)
+        return kind
+
     def append(self, k: Any, v: Any, lengths: Any = None) -> None:
         """Append keys and values to every sequence.
 
@@ -96,22 +120,34 @@ class KVCache(CacheState):
         k : array, shape (B, Hkv, S, D)
             Of the cache's dtype, or float32, which is rounded to it: past float16's range to inf, with
             NumPy's warning. For an int8 cache float32, float16 or bfloat16, and finite. NumPy, PyTorch, JAX,
-            as in `attention`.
+            as in `attention`; for a cache on a GPU, arrays there (CuPy, PyTorch, JAX).
         v : array, shape (B, Hkv, S, Dv)
             Likewise, of k's kind.
         lengths : integer array, shape (B,), optional
             How many of the S tokens each sequence takes, from the front, 0 to S; by default all. The others
-            are not read.
+            are not read. In CPU memory; on a GPU it is copied from there, and the call waits.
 
         Raises
         ------
         TypeError, ValueError
-            An argument does not fit, a sequence would pass `max_length`, the pool has too few pages
-            left, or an int8 cache is given inf or NaN. The cache is as it was before.
+            An argument does not fit or lies elsewhere than the cache, a sequence would pass `max_length`, the
+            pool has too few pages left, or an int8 cache is given inf or NaN. The cache is as it was before.
         MemoryError
             There is no room to grow. The cache is as it was before.
+
+        Notes
+        -----
+        On a GPU nobody waits to hear of inf and NaN: an int8 row that has one gets the scale NaN, and what
+        attends to it is NaN. Rounding past float16's range gives no warning there.
         """
-        _, kind = to_numpy(k, "k")
+        kind = self._kind(k, "k")
+        if self._place is None:
+            self._append(k, v, lengths, kind)
+        else:
+            with self._place.work(kind):
+                self._append(k, v, lengths, kind)
+
+    def _append(self, k: Any, v: Any, lengths: Any, kind: str) -> None:
         new_k = incoming(k, "k", kind, self._dtype, self._batch, self._kv_heads, self._head_dim)
         new_v = incoming(v, "v", kind, self._dtype, self._batch, self._kv_heads, self._v_dim)
         count = new_k.shape[2]
@@ -129,8 +165,8 @@ class KVCache(CacheState):
             )
         if count == 0:
             return
-        rows: tuple[Array, ...] = (new_k, new_v)
-        if self._dtype == INT8:
+        rows: tuple[Any, ...] = (new_k, new_v)
+        if self._dtype == INT8 and self._place is None:  # on a device, the launch that writes them rounds
             (integers_k, scales_k), (integers_v, scales_v) = (
                 quantized(new_k, "k", count, counts), quantized(new_v, "v", count, counts),
             )  # fmt: skip
@@ -156,7 +192,7 @@ class KVCache(CacheState):
         planes, lengths = storage.planes, None if self._uniform else self._lengths
         table, size = None, 0
         if isinstance(storage, Paged):
-            table, size, lengths = storage.table, storage.page_size, self._lengths
+            table, size, lengths = storage.kernel_table, storage.page_size, self._lengths
         else:
             planes = tuple([plane[:, :, : self._longest] for plane in planes])
         k, v = planes[:2]
@@ -187,7 +223,7 @@ class KVCache(CacheState):
         ----------
         q : array, shape (B, Hq, Sq, D)
             Queries: float32 or the cache's dtype, for an int8 cache float32, float16 or bfloat16; any kind
-            that `attention` takes. Hq is a multiple of Hkv.
+            that `attention` takes, on the cache's device. Hq is a multiple of Hkv.
         causal : bool, default True
             A query sees no key after its own position. The last query stands at the last key of its sequence:
             append the tokens' keys and values first, then attend with their queries.
@@ -210,10 +246,18 @@ class KVCache(CacheState):
         TypeError, ValueError, MemoryError
             As in `attention`.
         """
-        problem = self._problem(
-            q, causal, window, mask, alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, backend,
+        options = (
+            causal, window, mask, alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, backend,
             num_threads,
         )  # fmt: skip
+        kind = self._kind(q, "q")
+        if self._place is None:
+            return self._attend(q, options, backend, return_lse)
+        with self._place.work(kind):
+            return self._attend(q, options, backend, return_lse)
+
+    def _attend(self, q: Any, options: tuple[Any, ...], backend: str, return_lse: bool) -> Any:
+        problem = self._problem(q, *options)
         run(problem, backend)
         return problem.result(return_lse)
 
@@ -233,19 +277,19 @@ class KVCache(CacheState):
         out: Any = None,
         backend: str = "auto",
         num_threads: int | None = None,
-    ) -> Explanation:
+    ) -> Explanation | GpuExplanation:
         """Say what `attend` would do with these arguments, without doing it.
 
         Parameters
         ----------
         q, causal, window, mask, alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, num_threads
             As in `attend`.
-        backend : {"auto", "cpu"}, default "auto"
+        backend : {"auto", "cpu", "gpu"}, default "auto"
             The reference has no plan.
 
         Returns
         -------
-        Explanation
+        Explanation or GpuExplanation
             As of `fastattention.explain`.
 
         Raises
@@ -253,8 +297,12 @@ class KVCache(CacheState):
         TypeError, ValueError
             As in `attend`.
         """
-        problem = self._problem(
-            q, causal, window, mask, alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, backend,
+        options = (
+            causal, window, mask, alibi_slopes, scale, softcap, sinks, q_offset, return_lse, out, backend,
             num_threads,
         )  # fmt: skip
-        return explanation(problem, backend)
+        kind = self._kind(q, "q")
+        if self._place is None:
+            return explanation(self._problem(q, *options), backend)
+        with self._place.work(kind):
+            return explanation(self._problem(q, *options), backend)

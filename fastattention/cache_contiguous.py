@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .aligned import zeros
+from .aligned import move, zeros
 
 __all__ = ["FIRST_CAPACITY", "Contiguous"]
 
@@ -44,7 +44,11 @@ class Contiguous:
 
     def _allocate(self, capacity: int) -> tuple[Array, ...]:
         # Zeros, not garbage: in a ragged batch, `keys` and `values` show the rows behind a short sequence.
-        return tuple(zeros((*self._heads, capacity, *shape), dtype) for shape, dtype in self._rows)
+        return tuple(self._zeros((*self._heads, capacity, *shape), dtype) for shape, dtype in self._rows)
+
+    # Where rows lie; on a device: cache_device.py.
+    _zeros = staticmethod(zeros)
+    _move = staticmethod(move)
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +68,7 @@ class Contiguous:
             return
         larger = self._allocate(min(self._max_length, max(longest, 2 * capacity)))
         for new, old in zip(larger, self.planes, strict=True):
-            new[:, :, :held] = old[:, :, :held]
+            self._move(new, old, (slice(None), slice(None), slice(held)))
         self.planes = larger
 
     def write_all(self, start: int, count: int, rows: tuple[Array, ...]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .aligned import zeros
+from .aligned import move, zeros
 from .cache_contiguous import FIRST_CAPACITY
 from .reference.paged import pages_needed
 
@@ -60,9 +60,12 @@ class Paged:
         self.planes = self._allocate(min(max_pages, batch * pages_needed(FIRST_CAPACITY, page_size)))
 
     def _allocate(self, pages: int) -> tuple[Array, ...]:
-        return tuple(
-            zeros((pages, self._kv_heads, self.page_size, *shape), dtype) for shape, dtype in self._rows
-        )
+        size = (pages, self._kv_heads, self.page_size)
+        return tuple(self._zeros((*size, *shape), dtype) for shape, dtype in self._rows)
+
+    # Where rows lie; on a device: cache_device.py.
+    _zeros = staticmethod(zeros)
+    _move = staticmethod(move)
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +81,11 @@ class Paged:
     def reached(self) -> int:
         """Pages that were ever in use: the part of the planes that can hold anything."""
         return self._fresh
+
+    @property
+    def kernel_table(self) -> Array:
+        """The table as kernels read it."""
+        return self.table
 
     def block_table(self) -> Array:
         """Return the pages of each sequence, int32 (B, most pages of a sequence), -1 behind the last one."""
@@ -116,7 +124,7 @@ class Paged:
         if pages > len(planes[0]):
             planes = self._allocate(min(self.max_pages, max(pages, 2 * len(planes[0]))))
             for new, old in zip(planes, self.planes, strict=True):
-                new[: self._fresh] = old[: self._fresh]
+                self._move(new, old, (slice(self._fresh),))
         if columns > table.shape[1]:
             table = np.full((len(table), max(columns, 2 * table.shape[1])), -1, np.int32)
             table[:, : self.table.shape[1]] = self.table

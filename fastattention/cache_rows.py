@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import cpu_kernels
-from .arguments import operand, usable
+from .arguments import host_operand, operand, usable
+from .device import check_aligned, on_device
 from .validate import KERNEL_DTYPES
 
 __all__ = ["FLOAT32", "INT8", "incoming", "quantized", "storage_dtype", "token_counts"]
@@ -34,7 +35,7 @@ def storage_dtype(dtype: Any) -> np.dtype[Any]:
 def incoming(
     x: Any, name: str, kind: str, dtype: np.dtype[Any], batch: int, kv_heads: int, dim: int
 ) -> Array:
-    """Return new keys or values (B, Hkv, S, D) for a cache that keeps `dtype`."""
+    """Return new keys or values (B, Hkv, S, D) for a cache that keeps `dtype`; a CuPy array on a device."""
     array: Array = operand(x, name, kind)
     if not (array.dtype in KERNEL_DTYPES if dtype == INT8 else array.dtype in (dtype, FLOAT32)):
         expected = f"{dtype.name} (the cache's) or float32"
@@ -46,12 +47,15 @@ def incoming(
         raise ValueError(
             f"{name}: expected shape (B, Hkv, S, D) = ({batch}, {kv_heads}, S, {dim}), got {shape}"
         )
+    if on_device(kind) and array.size:
+        check_aligned(array, name)
+        array = usable(array)
     return array
 
 
 def token_counts(lengths: Any, kind: str, batch: int, most: int) -> Array:
     """Return how many tokens each sequence takes: int64 (B,), each 0 to `most`."""
-    counts = operand(lengths, "lengths", kind)
+    counts = host_operand(lengths, "lengths", kind)
     if counts.dtype.kind not in "iu":
         raise TypeError(f"lengths: expected integers, got dtype {counts.dtype}")
     if counts.shape != (batch,):

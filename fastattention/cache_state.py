@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from numpy.typing import NDArray
 
 from .arguments import MAX_LENGTH, integer
 from .cache_contiguous import Contiguous
+from .cache_device import DeviceContiguous, DevicePaged, place_of
 from .cache_paged import PAGE_SIZES, Paged
 from .cache_rows import FLOAT32, INT8, storage_dtype
+from .device import check_dtype
 from .reference.paged import pages_needed
 from .validate import MAX_HEAD_DIM
 
@@ -30,8 +33,8 @@ class CacheState:
     """Everything of `KVCache` but appending and attending; its parameters are described there."""
 
     __slots__ = (
-        "_batch", "_dtype", "_head_dim", "_kv_heads", "_lengths", "_longest", "_max_length", "_storage",
-        "_uniform", "_v_dim",
+        "_batch", "_dtype", "_head_dim", "_kv_heads", "_lengths", "_longest", "_max_length", "_place",
+        "_storage", "_uniform", "_v_dim",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +48,7 @@ class CacheState:
         max_length: int,
         page_size: int | None = None,
         max_pages: int | None = None,
+        device: Any = "cpu",
     ) -> None:
         self._batch = _size(batch, "batch", MAX_LENGTH)
         self._kv_heads = _size(kv_heads, "kv_heads", MAX_LENGTH)
@@ -60,26 +64,33 @@ class CacheState:
         ]  # fmt: skip
         if self._dtype == INT8:
             rows += [((), FLOAT32)] * 2
-        if page_size is None:
-            if max_pages is not None:
-                raise ValueError(f"max_pages: only with a page_size, got {max_pages!r}")
-            self._storage: Contiguous | Paged = Contiguous(
-                self._batch, self._kv_heads, rows, self._max_length
-            )
-            return
-        size = integer(page_size, "page_size", "None or a power of two")
-        if size not in PAGE_SIZES:
+        if page_size is None and max_pages is not None:
+            raise ValueError(f"max_pages: only with a page_size, got {max_pages!r}")
+        size = None if page_size is None else integer(page_size, "page_size", "None or a power of two")
+        if size is not None and size not in PAGE_SIZES:
             raise ValueError(
                 f"page_size: expected a power of two from {PAGE_SIZES[0]} to {PAGE_SIZES[-1]}, got {size}"
             )
-        most = min(self._batch * pages_needed(self._max_length, size), MAX_LENGTH)
+        most = min(self._batch * pages_needed(self._max_length, size or 1), MAX_LENGTH)
         pages = most if max_pages is None else min(most, _size(max_pages, "max_pages", MAX_LENGTH))
-        self._storage = Paged(self._batch, self._kv_heads, rows, size, pages)
+        self._place = place_of(device)
+        self._storage: Contiguous | Paged
+        with nullcontext() if self._place is None else self._place.work():
+            if self._place is not None:
+                check_dtype(self._dtype, str(self._place))
+            if size is None:
+                contiguous = Contiguous if self._place is None else DeviceContiguous
+                self._storage = contiguous(self._batch, self._kv_heads, rows, self._max_length)
+            else:
+                paged = Paged if self._place is None else DevicePaged
+                self._storage = paged(self._batch, self._kv_heads, rows, size, pages)
 
     def __repr__(self) -> str:
         pages = ""
         if isinstance(self._storage, Paged):
             pages = f", page_size={self._storage.page_size}, max_pages={self._storage.max_pages}"
+        if self._place is not None:
+            pages += f", device={self.device!r}"
         return (
             f"KVCache(batch={self._batch}, kv_heads={self._kv_heads}, head_dim={self._head_dim}, "
             f"dtype={self._dtype.name}, v_dim={self._v_dim}, max_length={self._max_length}{pages}; "
@@ -97,11 +108,17 @@ class CacheState:
         return self._max_length
 
     @property
+    def device(self) -> str:
+        """Where the keys and values lie: "cpu", or "cuda:0", "cuda:1", ..."""
+        return "cpu" if self._place is None else str(self._place)
+
+    @property
     def keys(self) -> Array:
         """Keys, a read-only NumPy view: (B, Hkv, max(lengths), D).
 
         Of a paged cache, the pool as far as it was ever used: (pages, Hkv, page_size, D); `block_table` says
-        whose page is which.
+        whose page is which. On a device a CuPy array, which cannot be made read-only; others take it through
+        DLPack (``torch.from_dlpack``).
         """
         return self._view(0)
 
@@ -139,13 +156,13 @@ class CacheState:
     def block_table(self) -> Array | None:
         """Pages of each sequence in order: int32, (B, most pages of a sequence), a copy; -1 behind the last.
 
-        None where rows are contiguous.
+        A NumPy array, as `lengths` is, wherever the pages lie. None where rows are contiguous.
         """
         return self._storage.block_table() if isinstance(self._storage, Paged) else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the cache holds now."""
+        """Bytes of memory that the cache holds now; nearly all of it on the device, where it lies there."""
         return self._storage.nbytes
 
     def _view(self, plane: int) -> Array:
@@ -154,7 +171,8 @@ class CacheState:
             view = array[: self._storage.reached]
         else:
             view = array[:, :, : self._longest]
-        view.flags.writeable = False
+        if self._place is None:
+            view.flags.writeable = False
         return view
 
     def _set_lengths(self, lengths: Array) -> None:

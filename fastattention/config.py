@@ -119,6 +119,8 @@ def get_gpu_atom() -> int:
 def set_gpu_atom(atom: int | None) -> None:
     """Force the GPU kernels of a generation, for the whole process: newer cards run those of older ones, too.
 
+    They then run in the tiles that fit that generation's cards: what is tested is what those would run.
+
     Parameters
     ----------
     atom : {70, 75, 80} or None

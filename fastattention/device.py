@@ -18,12 +18,9 @@ from numpy.typing import NDArray
 from . import gpu
 
 __all__ = [
-    "addresses", "check_place", "check_tensors", "device_of", "empty", "import_array", "on_device", "scope",
-    "to_caller",
+    "addresses", "check_aligned", "check_beside", "check_dtype", "check_place", "check_tensors", "device_of",
+    "empty", "import_array", "on_device", "scope", "to_caller",
 ]  # fmt: skip
-
-#: Query heads, and sequences, that a launch takes.
-MAX_GRID = 65535
 
 
 class _Stream:
@@ -75,6 +72,9 @@ def scope(kind: str) -> Iterator[None]:
     with cupy.cuda.Device(number):
         if not kind.startswith("torch "):  # CuPy's own stream; DLPack makes others wait for it
             yield
+            if kind.startswith("jax "):
+                # It knows nothing of this stream, and may write to an input as soon as nobody holds it.
+                cupy.cuda.get_current_stream().synchronize()
             return
         handle = int(sys.modules["torch"].cuda.current_stream(number).cuda_stream)
         if hasattr(cupy.cuda.Stream, "from_external"):
@@ -118,6 +118,26 @@ def to_caller(array: Any, kind: str) -> Any:
     return array if from_dlpack is None else from_dlpack(array)
 
 
+def check_beside(kind: str, name: str, place: str) -> None:
+    """Raise unless arrays of a kind lie where a cache does: "cpu", or "cuda:0"."""
+    where = kind.partition(" ")[2] or "cpu"
+    if where == place:
+        return
+    got = "in CPU memory" if where == "cpu" else f"on {where}"
+    if place == "cpu":
+        how = f"KVCache(..., device={where!r}) keeps keys and values there"
+    elif where == "cpu":
+        library = kind.partition(" ")[0]
+        how = {"torch": f"{name}.to({place!r})", "numpy": f"cupy.asarray({name})"}.get(library, "move it")
+    else:
+        how = "move it"
+    here = "in CPU memory" if place == "cpu" else f"on {place}"
+    raise TypeError(
+        f"{name}: the cache lies {here}, and nothing is moved from one place to another; got an array {got} "
+        f"({kind}): {how}"
+    )
+
+
 def check_place(backend: str, kind: str) -> bool:
     """Raise unless the arrays lie where the backend works; return whether they lie in CPU memory."""
     if on_device(kind):
@@ -142,22 +162,34 @@ def check_tensors(q: Any, k: Any, v: Any, kind: str) -> None:
     Raises
     ------
     RuntimeError, ValueError
-        The device cannot be used; elements lie off the multiples of their size; there are too many heads.
+        The device cannot be used; elements lie off the multiples of their size.
     TypeError
         The device has no bfloat16.
     """
     atom = gpu.get_atom(device_of(kind))
     for name, array in (("q", q), ("k", k), ("v", v)):
-        size = array.dtype.itemsize
-        if array.data.ptr % size or any(step % size for step in array.strides):
-            raise ValueError(f"{name}: expected addresses that are multiples of {size} bytes")
-    if q.dtype.name == "bfloat16" and atom < 80:
+        check_aligned(array, name)
+        _refuse_bfloat16(array.dtype, name, kind, atom)
+
+
+def check_aligned(array: Any, name: str) -> None:
+    """Raise unless each element lies at a multiple of its size."""
+    size = array.dtype.itemsize
+    if array.data.ptr % size or any(step % size for step in array.strides):
+        raise ValueError(f"{name}: expected addresses that are multiples of {size} bytes")
+
+
+def check_dtype(dtype: np.dtype[Any], place: str) -> None:
+    """Raise a TypeError unless a device ("cuda:0") can keep rows of this type: bfloat16 needs Ampere."""
+    _refuse_bfloat16(dtype, "dtype", place, gpu.get_atom(device_of(place)))
+
+
+def _refuse_bfloat16(dtype: np.dtype[Any], name: str, where: str, atom: int) -> None:
+    if dtype.name == "bfloat16" and atom < 80:
         raise TypeError(
-            "q: bfloat16 needs compute capability 8.0 (Ampere) or newer, and no kernels for it are in force "
-            f"on {kind} (atom {atom}); use float16 or float32"
+            f"{name}: bfloat16 needs compute capability 8.0 (Ampere) or newer, and no kernels for it are in "
+            f"force on {where} (atom {atom}); use float16 or float32"
         )
-    if q.shape[1] > MAX_GRID:
-        raise ValueError(f"q: expected at most {MAX_GRID} heads on a GPU, got {q.shape[1]}")
 
 
 class _Addresses:

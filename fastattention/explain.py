@@ -5,17 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .arrays import cuda_kind
-from .backends import nothing_to_compute, plan
+from .backends import nothing_to_compute, plan, plan_on_device
 from .config import get_isa, isa_source
+from .device import device_of, scope
+from .explain_gpu import GpuExplanation, nothing, of_call
+from .table import kib, table
 from .validate import Problem, validate
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "GpuExplanation", "explain", "explanation"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Explanation:
-    """The plan of one call; it prints as a table.
+    """The plan of one call on the CPU; it prints as a table.
 
     Attributes
     ----------
@@ -69,12 +74,12 @@ class Explanation:
             lines += [
                 ("tile", f"{self.item_rows} query rows x {self.key_tile} keys"),
                 ("register block", f"{self.sub_rows} rows, vectors of {self.lanes} float32"),
-                ("chosen for", f"L1 {_kib(self.l1_bytes)}, L2 {_kib(self.l2_bytes)}"),
+                ("chosen for", f"L1 {kib(self.l1_bytes)}, L2 {kib(self.l2_bytes)}"),
                 ("keys split in", f"{self.key_splits} x {self.split_keys}" if self.key_splits > 1 else "1"),
                 ("pieces of work", f"{self.items} for {self.threads} thread{'s' * (self.threads != 1)}"),
-                ("memory", f"{_kib(self.thread_bytes)} a thread + {_kib(self.shared_bytes)} shared"),
+                ("memory", f"{kib(self.thread_bytes)} a thread + {kib(self.shared_bytes)} shared"),
             ]
-        return "\n".join(f"{label:<16} {text}" for label, text in lines)
+        return table(lines)
 
 
 _KERNELS = {
@@ -82,10 +87,6 @@ _KERNELS = {
     "prefill": "prefill (many query rows: bound by arithmetic)",
     "none": "none (no query, or no key)",
 }
-
-
-def _kib(size: int) -> str:
-    return f"{size / 1024:.0f} KiB" if size >= 10 * 1024 else f"{size / 1024:.1f} KiB"
 
 
 def explain(
@@ -106,27 +107,33 @@ def explain(
     out: Any = None,
     backend: str = "auto",
     num_threads: int | None = None,
-) -> Explanation:
+) -> Explanation | GpuExplanation:
     """Say what `attention` would do with these arguments, without doing it.
 
     Parameters
     ----------
     q, k, v, causal, window, mask, alibi_slopes, scale, softcap, sinks, kv_lengths, q_offset, return_lse, out
         As in `attention`. Only shapes, dtypes and the machine matter; contents are not read.
-    backend : {"auto", "cpu"}, default "auto"
+    backend : {"auto", "cpu", "gpu"}, default "auto"
         The reference has no plan.
     num_threads : int, optional
         As in `attention`.
 
     Returns
     -------
-    Explanation
+    Explanation, or GpuExplanation for arrays on a GPU
         A table when printed; its fields are numbers to work with.
 
     Raises
     ------
-    TypeError, ValueError
-        As in `attention`; ValueError for ``backend="reference"``, and for arrays on a GPU.
+    TypeError, ValueError, ImportError, RuntimeError
+        As in `attention`; ValueError for ``backend="reference"``.
+
+    Notes
+    -----
+    For a GPU the kernel is compiled where it is not yet, as by the first call: into how many parts decode
+    splits the keys depends on the registers that it takes. No result is computed, but memory for it is asked
+    for, as the call would.
 
     See Also
     --------
@@ -143,19 +150,31 @@ def explain(
     >>> fastattention.explain(k, k, k, causal=True).kernel
     'prefill'
     """
-    if kind := cuda_kind(q):
-        raise ValueError(f"q: the plan is that of the CPU kernels; got an array on a device ({kind})")
-    problem = validate(
+    arguments = (
         q, k, v, causal, window, mask, alibi_slopes, scale, softcap, sinks, kv_lengths, q_offset, return_lse,
         out, backend, num_threads,
     )  # fmt: skip
-    return explanation(problem, backend)
+    if kind := cuda_kind(q):
+        with scope(kind):
+            return explanation(validate(*arguments), backend)
+    return explanation(validate(*arguments), backend)
 
 
-def explanation(problem: Problem, backend: str) -> Explanation:
+def explanation(problem: Problem, backend: str) -> Explanation | GpuExplanation:
     """Return the plan of a checked problem."""
     if backend == "reference":
         raise ValueError("backend: 'reference' runs no kernels, so there is nothing to explain; use 'cpu'")
+    if isinstance(problem.q, np.ndarray):
+        return _on_cpu(problem)
+    if nothing_to_compute(problem):
+        return nothing(device_of(problem.kind))
+    return of_call(
+        plan_on_device(problem), rows=problem.q.shape[1] // problem.k.shape[1] * problem.q.shape[2],
+        q_dtype=problem.q.dtype.name, kv_dtype=problem.k.dtype.name, paged=problem.block_table is not None,
+    )  # fmt: skip
+
+
+def _on_cpu(problem: Problem) -> Explanation:
     asked, source = get_isa(), isa_source()
     how = f"asked for by {source}" if source else "the fastest here"
     if nothing_to_compute(problem):

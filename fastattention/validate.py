@@ -27,7 +27,7 @@ from .arguments import (
     usable,
     window_bounds,
 )
-from .arrays import BFLOAT16, from_numpy, to_array, to_numpy
+from .arrays import BFLOAT16, from_numpy, to_array
 from .config import check_threads, threads
 from .device import check_place, check_tensors, empty, to_caller
 
@@ -257,19 +257,25 @@ def validate_cached(
 ) -> Problem:  # fmt: skip
     """Check the arguments of `KVCache.attend` and return the problem they describe.
 
-    The cache's arrays are NumPy whatever q's kind is, and their dtype may differ from q's.
+    The cache's arrays are NumPy whatever q's kind is, or CuPy where it lies on a device, which is q's; their
+    dtype may differ from q's.
     """
     reference = check_backend(backend)
-    if backend == "gpu":
+    host = isinstance(held.k, np.ndarray)
+    if host and backend == "gpu":
         raise ValueError(
-            "backend: a KVCache keeps its keys and values in CPU memory, where 'cpu' and 'reference' work; "
-            "on the GPU, pass keys and values to attention"
+            "backend: this KVCache keeps its keys and values in CPU memory, where 'cpu' and 'reference' "
+            "work; KVCache(..., device='gpu') keeps them on the GPU"
         )
-    q, kind = to_numpy(q, "q")
+    q, kind = to_array(q, "q")
+    if not host:
+        check_place(backend, kind)
     _check_cached_query(q, held, reference)
+    if not host:
+        check_tensors(q, held.k, held.v, kind)
     shape = (*q.shape[:3], held.v.shape[3])
     if out is None:
-        destination = np.empty(shape, q.dtype)
+        destination = np.empty(shape, q.dtype) if host else empty(shape, q.dtype, kind, "out")
     else:
         inputs = (
             ("q", q), ("k", held.k), ("v", held.v), ("mask", mask), ("alibi_slopes", alibi_slopes),

@@ -28,12 +28,61 @@ _FILES = {70: "04_prefetch.cu", 75: "06_turing.cu", 80: "07_ampere.cu"}
 _ELEMENTS = {"float32": "Float", "float16": "Half", "bfloat16": "Bfloat", "int8": "Int8"}
 _SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
-# By atom, up to which head dimension: (warps, rows of a warp, keys of a tile, quad-pairs side by side).
+#: Shared memory that an SM has on every card of an atom: V100, T4, and GeForce RTX 30 and 40.
+SM_SHARED = {70: 96 * 1024, 75: 64 * 1024, 80: 100 * 1024}
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a tensor-core kernel shares rows and keys out, for head dimensions up to `dim`.
+
+    Attributes
+    ----------
+    warps, rows, keys : int
+        Of a CTA, of a warp, of a tile.
+    abreast : int
+        Volta: quad-pairs side by side.
+    plain : bool
+        Only where rows are aligned and scores are not modified: there are no registers left for more.
+    ctas : int
+        Only where so many fit into an SM's shared memory. Four warps, one for each of an SM's schedulers, do
+        not keep it busy.
+    """
+
+    dim: int
+    warps: int
+    rows: int
+    keys: int
+    abreast: int = 1
+    plain: bool = False
+    ctas: int = 1
+
+
+# By atom, the first that fits. Measured at the shared memory of the cards in question, but for Volta's, which
+# the audit's model chose (`make sass`).
 _PREFILL = {
-    70: ((64, 4, 32, 64, 1), (128, 4, 32, 32, 1), (256, 4, 16, 32, 2)),
-    75: ((64, 4, 32, 64, 1), (128, 4, 32, 32, 1), (192, 4, 16, 32, 1), (256, 4, 16, 16, 1)),
-    80: ((64, 4, 32, 96, 1), (128, 4, 32, 64, 1), (256, 8, 16, 32, 1)),
-}
+    70: (
+        Arrangement(64, 4, 32, 64, 2),
+        Arrangement(128, 8, 32, 32, 2, plain=True),
+        Arrangement(128, 8, 32, 16, 2),
+        Arrangement(256, 8, 16, 16, 2),
+    ),
+    75: (
+        Arrangement(64, 4, 32, 48),
+        Arrangement(128, 8, 16, 48),
+        Arrangement(192, 4, 16, 32),
+        Arrangement(256, 4, 16, 16),
+    ),
+    80: (
+        Arrangement(64, 4, 32, 96, plain=True),
+        Arrangement(64, 4, 32, 64),
+        Arrangement(128, 4, 32, 48, plain=True, ctas=2),
+        Arrangement(128, 8, 32, 32, plain=True),
+        Arrangement(128, 8, 16, 64),
+        Arrangement(256, 4, 16, 32, plain=True, ctas=2),
+        Arrangement(256, 8, 16, 32),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,7 +151,7 @@ def atom_of(major: int, minor: int) -> int:
 
 def configure(
     atom: int, q_dtype: str, kv_dtype: str, head_dim: int, v_dim: int, rows: int, *, aligned: bool,
-    modified: bool, paged: bool = False,
+    modified: bool, paged: bool = False, sm_shared: int | None = None,
 ) -> Configuration:  # fmt: skip
     """Return the kernel of a problem.
 
@@ -122,6 +171,8 @@ def configure(
         Softcap, ALiBi, a mask, or an unusual scale.
     paged : bool
         Keys and values lie in pages.
+    sm_shared : int, optional
+        Bytes of shared memory of an SM; by default `SM_SHARED`.
 
     Raises
     ------
@@ -137,7 +188,7 @@ def configure(
         return _decode(atom, q_dtype, kv_dtype, head_dim, v_dim, rows, aligned, modified, paged)
     if q_dtype == "float32":
         return _cuda_cores(head_dim, v_dim, modified)
-    return _tensor_cores(atom, q_dtype, head_dim, v_dim, aligned, modified)
+    return _tensor_cores(atom, q_dtype, head_dim, v_dim, aligned, modified, sm_shared or SM_SHARED[atom])
 
 
 def _macros(**values: str | int | bool) -> tuple[tuple[str, str], ...]:
@@ -158,11 +209,27 @@ def _cuda_cores(head_dim: int, v_dim: int, modified: bool) -> Configuration:
 
 
 def _tensor_cores(
-    atom: int, dtype: str, head_dim: int, v_dim: int, aligned: bool, modified: bool
+    atom: int, dtype: str, head_dim: int, v_dim: int, aligned: bool, modified: bool, sm_shared: int
 ) -> Configuration:
     """float16 and bfloat16 (kernels/attention.cuh)."""
-    widest = max(head_dim, v_dim)
-    warps, warp_rows, keys, abreast = next(row[1:] for row in _PREFILL[atom] if widest <= row[0])
+    reserved = 1024 if atom >= 80 else 0  # of each CTA's shared memory, by the system
+    for a in _PREFILL[atom]:
+        if max(head_dim, v_dim) > a.dim or (a.plain and (modified or not aligned)):
+            continue
+        found = arranged(
+            atom, dtype, head_dim, v_dim, a.warps, a.rows, a.keys, a.abreast, aligned=aligned,
+            modified=modified,
+        )  # fmt: skip
+        if a.ctas * (found.shared + reserved) <= sm_shared:
+            return found
+    raise AssertionError(f"no arrangement for head dimensions {head_dim} and {v_dim}")  # validated before
+
+
+def arranged(
+    atom: int, dtype: str, head_dim: int, v_dim: int, warps: int, warp_rows: int, keys: int, abreast: int, *,
+    aligned: bool, modified: bool,
+) -> Configuration:  # fmt: skip
+    """Return a tensor-core kernel as an `Arrangement` says, whether `configure` would take it or not."""
     # Quad-pairs that stand side by side share 32 columns of values.
     wide, v_wide = _round_up(head_dim, 16), _round_up(v_dim, 16 * abreast)
     rows = warps * warp_rows
@@ -193,12 +260,16 @@ def _decode(
     }  # fmt: skip
     warps = 4
     if on_tensor_cores:
-        block_rows, step = 16, 16
+        # 16 rows of wide heads would spill; twice 8 read keys and values twice, the second time from L2.
+        block_rows, step = 8 if rows <= 8 or (max(wide, v_wide) > 128 and kv_dtype != "int8") else 16, 16
         columns = _ceil(v_wide, 8 * chunk) * 8 * chunk
-        queries = _ceil(wide, 4 * chunk) * (chunk // 4) * 32 * 16  # bytes, where parts come to lie later
-        if _part_bytes(warps, block_rows, columns) > SHARED_BYTES[atom]:
-            warps = 2
-        macros = _macros(atom=atom, warps=warps, **common)
+        # Bytes, where parts come to lie later.
+        queries = _ceil(wide, 4 * chunk) * (chunk // 8) * (block_rows // 8) * 32 * 16
+        warps = 8
+        while _part_bytes(warps, block_rows, columns) > SHARED_BYTES[atom]:
+            warps //= 2
+        whole = head_dim == wide and v_dim == v_wide
+        macros = _macros(atom=atom, warps=warps, rows=block_rows, whole=whole, **common)
     else:
         block_rows, keys, queries = 1, 4, 0
         most = 4 if kv_dtype == "int8" else 8  # more spill: a lane holds 16 elements of each int8 row
@@ -246,9 +317,9 @@ def split_keys(step: int, keys: int, sets: int, slots: int) -> tuple[int, int]:
 
     Notes
     -----
-    As many CTAs as run at a time, and none with less than four steps: merging costs, too.
+    As many CTAs as run at a time: a part more costs less in merging than the time it saves, down to one step.
     """
-    splits = max(1, min(_ceil(keys, 4 * step), slots // max(sets, 1), MAX_SPLITS))
+    splits = max(1, min(_ceil(keys, step), slots // max(sets, 1), MAX_SPLITS))
     size = _round_up(_ceil(keys, splits), step)
     return _ceil(keys, size), size
 

@@ -31,6 +31,13 @@ class Card:
     sm_shared: int
     block_shared: int  # bytes of shared memory that a CTA can have
 
+    def shared_for(self, atom: int) -> int | None:
+        """Return what `choose.configure` is told of shared memory: of another generation's atom, nothing.
+
+        A forced atom so runs as on its own generation's cards, in their tiles.
+        """
+        return self.sm_shared if atom == atom_of(*self.capability) else None
+
 
 def load_cupy() -> Any:
     """Import CuPy.

@@ -12,27 +12,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .choose import Configuration, configure, grid, resident, split_keys
+from .choose import Configuration, configure
 from .compile import Compiled, compiled
 from .device import Card, card, get_atom, load_cupy
+from .plan import Explained, Plan, planned
+from .portions import MAX_GRID, Call, portions
 from .problem import address, fill
 
-__all__ = ["attention", "configuration_of", "is_aligned", "is_modified"]
-
-#: CTAs along the y and z axes of a grid.
-MAX_GRID = 65535
+__all__ = ["attention", "configuration_of", "explain", "is_aligned", "is_modified"]
 
 _DTYPES = {"kv_lengths": np.int64, "q_offsets": np.int64, "cu_seqlens_q": np.int64, "cu_seqlens_k": np.int64,
            "block_table": np.int32, "alibi_slopes": np.float32, "sinks": np.float32}  # fmt: skip
+_ABSENT = dict.fromkeys((*_DTYPES, "mask", "k_scales", "v_scales")) | {"max_seqlen_q": 0, "max_seqlen_k": 0}
 
 
 def is_aligned(*arrays: Any) -> bool:
-    """Return whether all rows begin at multiples of 16 bytes and are multiples of 16 bytes long."""
+    """Return whether rows begin at multiples of 16 bytes, are so long, and lie less than 2 GiB apart."""
     for array in arrays:
         size = array.dtype.itemsize
         if address(array) % 16 or array.shape[-1] * size % 16:
             return False
         if any(step % 16 for n, step in zip(array.shape[:-1], array.strides[:-1], strict=True) if n > 1):
+            return False
+        rows = 0 if array.ndim == 3 else -2  # packed sequences: (rows, heads, elements)
+        if array.shape[rows] > 1 and abs(array.strides[rows]) >= 2**31:
             return False
     return True
 
@@ -46,16 +49,16 @@ def is_modified(scale: float, softcap: float, mask: Any, alibi_slopes: Any) -> b
 def configuration_of(
     atom: int, q: Any, k: Any, v: Any, *, scale: float, softcap: float = 0.0, mask: Any = None,
     alibi_slopes: Any = None, block_table: Any = None, cu_seqlens_q: Any = None, max_seqlen_q: int = 0,
-    **_: Any,
+    sm_shared: int | None = None, **_: Any,
 ) -> Configuration:  # fmt: skip
-    """Return the kernel that `attention` runs for these arguments."""
+    """Return the kernel that `attention` runs for these arguments, on SMs with so much shared memory."""
     packed = cu_seqlens_q is not None
     q_len = max_seqlen_q if packed else q.shape[2]
     rows = q.shape[1] // v.shape[1] * q_len
     return configure(
         atom, q.dtype.name, k.dtype.name, q.shape[-1], v.shape[-1], rows,
         aligned=is_aligned(q, k, v), modified=is_modified(scale, softcap, mask, alibi_slopes),
-        paged=block_table is not None,
+        paged=block_table is not None, sm_shared=sm_shared,
     )  # fmt: skip
 
 
@@ -105,39 +108,57 @@ def attention(
     TypeError
         bfloat16 below compute capability 8.0.
     MemoryError
-        There is no room on the device for parts; nothing was launched.
+        There is no room on the device for what the launch needs; nothing was launched. (Of a call that takes
+        several launches, `gpu.portions`, earlier ones may have been.)
     """
     here = card()
-    options: dict[str, Any] = {
-        "scale": scale, "softcap": softcap, "window_left": window_left, "window_right": window_right,
-        "mask": mask, "k_scales": k_scales, "v_scales": v_scales, "page_size": page_size,
-        "max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k,
+    call: Call = {
+        "q": q, "k": k, "v": v, "out": out, "lse": lse, "scale": scale, "softcap": softcap,
+        "window_left": window_left, "window_right": window_right, "mask": mask, "alibi_slopes": alibi_slopes,
+        "sinks": sinks, "kv_lengths": kv_lengths, "q_offsets": q_offsets, "cu_seqlens_q": cu_seqlens_q,
+        "cu_seqlens_k": cu_seqlens_k, "max_seqlen_q": max_seqlen_q, "max_seqlen_k": max_seqlen_k,
+        "k_scales": k_scales, "v_scales": v_scales, "block_table": block_table, "page_size": page_size,
     }  # fmt: skip
-    small = {
-        "alibi_slopes": alibi_slopes, "sinks": sinks, "kv_lengths": kv_lengths, "q_offsets": q_offsets,
-        "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k, "block_table": block_table,
-    }  # fmt: skip
-    configuration = configuration_of(
-        get_atom(here.number), q, k, v, scale=scale, softcap=softcap, mask=mask, alibi_slopes=alibi_slopes,
-        block_table=block_table, cu_seqlens_q=cu_seqlens_q, max_seqlen_q=max_seqlen_q,
-    )  # fmt: skip
+    atom = get_atom(here.number)
+    configuration = configuration_of(atom, sm_shared=here.shared_for(atom), **call)
     kernel = compiled(configuration, here)
-    addresses, kept = _to_device({name: x for name, x in small.items() if x is not None})
-    problem = fill(
-        q, k, v, out, lse, **options, small=addresses,
-        sequences=None if cu_seqlens_q is None else len(cu_seqlens_q) - 1,
-        slopes_per_batch=alibi_slopes is not None and alibi_slopes.ndim == 2,
-        block_table_stride=0 if block_table is None else block_table.shape[1],
+    for part in portions(configuration, call, MAX_GRID):
+        _attend(configuration, kernel, here, part)
+
+
+def explain(q: Any, k: Any, v: Any, out: Any, lse: Any = None, **options: Any) -> Explained:
+    """Return what `attention` would do with the same arguments; the kernel is compiled, but not run.
+
+    Raises
+    ------
+    ImportError, RuntimeError, ValueError, TypeError
+        As `attention`.
+    """
+    here = card()
+    atom = get_atom(here.number)
+    call: Call = {**_ABSENT, **options, "q": q, "k": k, "v": v, "out": out, "lse": lse}
+    configuration = configuration_of(atom, sm_shared=here.shared_for(atom), **call)
+    registers = compiled(configuration, here).registers
+    parts = portions(configuration, call, MAX_GRID)
+    return Explained(
+        here, atom, configuration, registers,
+        tuple(planned(configuration, registers, here, part) for part in parts),
     )  # fmt: skip
-    _launch(configuration, kernel, here, problem, _longest(problem, kv_lengths))
+
+
+def _attend(configuration: Configuration, kernel: Compiled, here: Card, call: Call) -> None:
+    """Launch a call that one launch takes."""
+    small = {name: call[name] for name in _DTYPES if call[name] is not None}
+    addresses, kept = _to_device(small)
+    starts, slopes, table = call["cu_seqlens_q"], call["alibi_slopes"], call["block_table"]
+    problem = fill(
+        **{name: value for name, value in call.items() if name not in _DTYPES}, small=addresses,
+        sequences=None if starts is None else len(starts) - 1,
+        slopes_per_batch=slopes is not None and slopes.ndim == 2,
+        block_table_stride=0 if table is None else table.shape[1],
+    )  # fmt: skip
+    _launch(configuration, kernel, planned(configuration, kernel.registers, here, call), problem)
     del kept  # until here
-
-
-def _longest(problem: NDArray[Any], kv_lengths: Any) -> int:
-    """Return the most keys of a sequence, as far as the host knows."""
-    if isinstance(kv_lengths, np.ndarray) and kv_lengths.size:
-        return max(1, min(int(problem["k_len"]), int(kv_lengths.max())))
-    return max(1, int(problem["k_len"]))
 
 
 def _to_device(arrays: dict[str, Any]) -> tuple[dict[str, int], list[Any]]:
@@ -161,44 +182,21 @@ def _to_device(arrays: dict[str, Any]) -> tuple[dict[str, int], list[Any]]:
     return addresses, [arrays, device]
 
 
-def _launch(
-    configuration: Configuration, kernel: Compiled, here: Card, problem: NDArray[Any], longest: int
-) -> None:
-    batch, q_heads, kv_heads, q_len = (int(problem[n]) for n in ("batch", "q_heads", "kv_heads", "q_len"))
-    sizes = {"batch": batch, "q_heads": q_heads, "kv_heads": kv_heads, "q_len": q_len}
-    _, heads, _ = grid(configuration, **sizes)
-    if heads > MAX_GRID or batch > MAX_GRID:
-        raise ValueError(
-            f"q: a launch takes at most {MAX_GRID} sequences and {MAX_GRID} heads (with pages or int8: KV "
-            f"heads times blocks of {configuration.rows} rows), got {batch} and {heads}; call it for parts"
-        )
-    if configuration.entry == "attention":
-        kernel.function(
-            grid(configuration, **sizes), (configuration.threads,), (problem,),
-            shared_mem=configuration.shared,
-        )  # fmt: skip
-        return
-    fits = resident(
-        configuration, kernel.registers, sm_threads=here.sm_threads, sm_registers=here.sm_registers,
-        sm_shared=here.sm_shared,
-    )  # fmt: skip
-    sets = batch * heads
-    splits, size = split_keys(configuration.step, longest, sets, here.sms * fits)
-    counters = 0
+def _launch(configuration: Configuration, kernel: Compiled, plan: Plan, problem: NDArray[Any]) -> None:
+    arguments: tuple[Any, ...] = (problem,)
     room = None
-    if splits > 1:
-        # Parts first: they begin at a multiple of 16 bytes. Counters start at 0.
-        floats = sets * splits * configuration.rows * configuration.part
-        room = allocate(4 * (floats + sets), f"parts of {splits} splits of the keys")
-        counters = int(room.ptr) + 4 * floats
-        (room + 4 * floats).memset_async(0, 4 * sets)
-        problem["parts"] = int(room.ptr)
-    problem["splits"], problem["key_split"] = splits, size
-    blocks = heads // kv_heads
-    kernel.function(
-        grid(configuration, **sizes, splits=splits), (configuration.threads,),
-        (problem, np.uint64(counters), np.int32(blocks)), shared_mem=configuration.decode_shared(splits),
-    )  # fmt: skip
+    if configuration.entry == "decode":
+        counters = 0
+        if plan.splits > 1:
+            # Parts first: they begin at a multiple of 16 bytes. Counters start at 0.
+            room = allocate(plan.workspace, f"parts of {plan.splits} splits of the keys")
+            floats = plan.workspace - 4 * plan.sets
+            counters = int(room.ptr) + floats
+            (room + floats).memset_async(0, 4 * plan.sets)
+            problem["parts"] = int(room.ptr)
+        problem["splits"], problem["key_split"] = plan.splits, plan.split_keys
+        arguments = problem, np.uint64(counters), np.int32(plan.row_blocks)
+    kernel.function(plan.grid, (configuration.threads,), arguments, shared_mem=plan.shared)
     del room  # until here
 
 

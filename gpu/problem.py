@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MASK_BOOL", "MASK_FLOAT32", "MASK_NONE", "PROBLEM", "address", "fill", "strides"]
+__all__ = ["MASK_BOOL", "MASK_FLOAT32", "MASK_NONE", "PROBLEM", "address", "divider", "fill", "strides"]
 
 MASK_NONE, MASK_BOOL, MASK_FLOAT32 = range(3)
 
@@ -31,6 +31,8 @@ def _fields() -> list[tuple[Any, ...]]:
         ("alibi_slopes", pointer), ("alibi_batch_stride", number), ("sinks", pointer),
         ("parts", pointer), ("splits", number), ("key_split", number),
         ("scale", "<f4"), ("softcap", "<f4"),
+        ("group", "<i4"), ("group_shift", "<i4"), ("page_shift", "<i4"),
+        ("group_multiplier", "<u4"), ("page_multiplier", "<u4"),
     ]  # fmt: skip
 
 
@@ -47,6 +49,30 @@ def strides(array: Any) -> tuple[int, ...]:
     """Return an array's strides in elements; 0 along an axis of one element, where they mean nothing."""
     size = array.dtype.itemsize
     return tuple(0 if n == 1 else step // size for n, step in zip(array.shape, array.strides, strict=True))
+
+
+def divider(n: int) -> tuple[int, int]:
+    """Return a multiplier and a shift that divide by `n`: ``x // n == (x * multiplier >> 32) >> shift``.
+
+    For x from 0 to 2**31 - 1 and n from 2 on; kernels take 1 by itself, whose multiplier has no 32 bits.
+
+    Notes
+    -----
+    With ``multiplier * n = 2**(32 + shift) + e`` and ``e < n <= 2**(1 + shift)``, the product exceeds
+    ``x / n`` by ``x * e / (n * 2**(32 + shift))``: less than ``1 / n`` while x is below ``2**31``, so that it
+    never reaches the next integer (Granlund and Montgomery, "Division by Invariant Integers using
+    Multiplication", 1994).
+
+    Examples
+    --------
+    >>> multiplier, shift = divider(7)
+    >>> [(x * multiplier >> 32) >> shift for x in (6, 7, 13, 14, 2**31 - 1)]
+    [0, 1, 1, 2, 306783378]
+    """
+    if n == 1:
+        return 0, 0
+    shift = (n - 1).bit_length() - 1
+    return -(-(1 << (32 + shift)) // n), shift
 
 
 def fill(
@@ -103,4 +129,7 @@ def fill(
     filled["alibi_batch_stride"] = filled["q_heads"] if slopes_per_batch else 0
     filled["window_left"], filled["window_right"] = window_left, window_right
     filled["scale"], filled["softcap"], filled["splits"] = scale, softcap, 1
+    filled["group"] = group = int(filled["q_heads"]) // int(filled["kv_heads"])
+    filled["group_multiplier"], filled["group_shift"] = divider(group)
+    filled["page_multiplier"], filled["page_shift"] = divider(max(page_size, 1))
     return filled

@@ -13,7 +13,7 @@ import pytest
 import fastattention
 from fastattention import cpu_kernels, gpu
 
-from . import gpu_arrays
+from . import gpu_arrays, pretended
 from .tolerances import PAIRS, Expected, Problem, error_in_tolerances
 
 
@@ -131,6 +131,30 @@ def gpu_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 def cpu_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Each instruction set of the CPU backend in turn."""
     yield from _forced(request.param)
+
+
+def _caches() -> list[Any]:
+    """KV caches by where they lie: CPU memory, a GPU, and memory that passes for a GPU's (pretended.py)."""
+    reason = pretended.why_not()
+    pretend = pytest.mark.skipif(bool(reason), reason=reason or "pretended")
+    on_gpu = [pytest.mark.gpu, *(m for p in GPU_ENGINES for m in p.marks if m.name == "skip")]
+    return [
+        pytest.param("cpu"), pytest.param("pretended", marks=pretend), pytest.param("gpu", marks=on_gpu)
+    ]  # fmt: skip
+
+
+CACHES = _caches()
+
+
+@pytest.fixture(params=CACHES)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let `KVCache` in the test's module be the cache of each place in turn."""
+    where: str = request.param
+    if where == "pretended":
+        pretended.pretend(monkeypatch)
+    if where != "cpu":
+        monkeypatch.setattr(request.module, "KVCache", gpu_arrays.DeviceCache)
+    return where
 
 
 @pytest.fixture(autouse=True)

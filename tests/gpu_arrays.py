@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fastattention import KVCache
+
 try:
     from numpy.lib.array_utils import byte_bounds
 except ImportError:  # NumPy 1
@@ -72,3 +74,43 @@ def run(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     if out is not None:
         results[0] = out
     return tuple(results) if isinstance(result, tuple) else results[0]
+
+
+def to_host(array: Any) -> np.ndarray:
+    """Return what a CuPy array holds."""
+    copy: np.ndarray = array.get()
+    return copy
+
+
+class DeviceCache(KVCache):
+    """A cache on the GPU, used with NumPy arrays: the tests of the CPU's cache are this one's, too.
+
+    Results and views are copies in CPU memory; what a test does to them is done to nothing else.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"device": "gpu", **options})
+
+    def append(self, k: Any, v: Any, lengths: Any = None) -> None:
+        k, v = (to_device(x) if isinstance(x, np.ndarray) else x for x in (k, v))
+        super().append(k, v, lengths)
+
+    def attend(self, q: Any, **options: Any) -> Any:
+        if not isinstance(q, np.ndarray):
+            return super().attend(q, **options)
+        options.pop("backend", None)
+
+        def call(q: Any, _k: Any, _v: Any, **moved: Any) -> Any:
+            return KVCache.attend(self, q, **moved)
+
+        return run(call, q, q[:0], q[:0], **options)
+
+    def explain(self, q: Any, **options: Any) -> Any:
+        return super().explain(to_device(q) if isinstance(q, np.ndarray) else q, **options)
+
+    def _view(self, plane: int) -> Any:
+        copy = to_host(super()._view(plane))
+        copy.flags.writeable = False
+        return copy

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from . import configurations
-from .report import as_json, print_table
 from .study import Study, examine
 from .toolchain import ToolchainError, available
 
@@ -17,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m fastattention.gpu.audit",
         description="Compile the CUDA kernels without a GPU and check their machine code.",
     )
-    parser.add_argument("--all", action="store_true", help="every configuration, not the principal ones only")
+    parser.add_argument("--all", action="store_true", help="every variant, and the ladder; else what calls without extras take")
     parser.add_argument(
         "--candidates", action="store_true", help="Volta's arrangements to choose from; fails for none"
     )
@@ -63,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
             studies.append(Study(c, 0, 0, 0, None, None, None, None, [f"does not compile: {error}"]))
     if sys.stderr.isatty():
         print(file=sys.stderr)
+    from .report import as_json, print_table  # needs rich, of the extra `sass`
+
     if args.json and str(args.json) == "-":
         print(as_json(studies))
     else:

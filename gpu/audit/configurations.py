@@ -1,14 +1,27 @@
-"""What is audited: every kernel with the macros, threads and shared memory that it is launched with."""
+"""What is audited: what the launcher chooses, asked of the launcher itself, and the steps of the ladder before.
+
+Macros, threads and shared memory are `choose.Configuration`'s: nothing here decides any of them.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-ATOM_SOURCES = {70: "04_prefetch.cu", 75: "06_turing.cu", 80: "07_ampere.cu"}
-ATOM_OF = {70: 70, 75: 75, 80: 80, 90: 80}  # architecture to atom
+from .. import choose
+
+#: Architectures, and the atom that the launcher gives each.
+ATOM_OF = {70: 70, 75: 75, 80: 80, 90: 80}
+
+#: Element types of queries, and of keys and values.
+KINDS = (("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "float32"), ("float16", "int8"))
+
+_PLAIN = ((True, False),)  # aligned, modified
+_VARIANTS = tuple(itertools.product((True, False), (False, True)))
+_DIMS = ((64, 64), (128, 128), (256, 256))  # head dimensions of keys, and of values
+# Between: tiles whose chunks do not divide the threads, and values of another length than keys.
+_MORE_DIMS = ((48, 48), (80, 80), (96, 96), (112, 112), (192, 192), (64, 128), (192, 128), (128, 256))
 
 
 @dataclass(frozen=True)
@@ -17,70 +30,138 @@ class Configuration:
 
     Attributes
     ----------
-    source, entry : str
-        File in ``kernels`` and name of the kernel in it.
+    chosen : choose.Configuration
+        As it would be launched.
     architecture : int
         70 for sm_70, ...
-    definitions : dict
-        Macros, without their prefix ``FA_``.
-    shared : int, optional
-        Bytes of dynamic shared memory as the launcher gives them; else they are computed.
     """
 
-    source: str
-    entry: str
+    chosen: choose.Configuration
     architecture: int
-    definitions: dict[str, str | int] = field(hash=False)
-    shared: int | None = None
+
+    @property
+    def source(self) -> str:
+        """File in ``kernels``."""
+        return self.chosen.file
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """Macros, without their prefix ``FA_``."""
+        return dict(self.chosen.macros)
 
     @property
     def macros(self) -> dict[str, str | int]:
-        return {f"FA_{name}": value for name, value in self.definitions.items()}
+        return {f"FA_{name}": value for name, value in self.chosen.macros}
 
     @property
     def prefill(self) -> bool:
         """Whether it is a tensor-core kernel of ``attention_entry.cuh``."""
-        return self.entry == "attention" and "WARP_ROWS" in self.definitions
+        return "WARP_ROWS" in self.definitions
 
     def number(self, name: str) -> int:
         return int(self.definitions[name])
 
-    @property
-    def rows(self) -> int:
-        """Query rows of a CTA of a tensor-core kernel."""
-        return self.number("WARPS") * self.number("WARP_ROWS")
+    def flag(self, name: str, otherwise: bool = False) -> bool:
+        return bool(int(self.definitions.get(name, otherwise)))
 
     @property
-    def threads(self) -> int:
-        return 32 * self.number("WARPS") if "WARPS" in self.definitions else 256
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory of a tensor-core kernel: Kernel::SHARED_BYTES of attention.cuh."""
-        if self.shared is not None:
-            return self.shared
-        odd = 1 if self.source != "03_tensor_cores.cu" else 0
-        k_chunks, v_chunks = (self.number(name) // 8 | odd for name in ("HEAD_DIM", "V_DIM"))
-        keys = self.number("KEYS")
-        return 16 * (self.rows * k_chunks + keys * k_chunks + keys * v_chunks)
+    def plain(self) -> bool:
+        """Whether it is what a call without extras, on aligned rows, takes."""
+        return self.flag("ALIGNED", True) and not self.flag("MODIFIED")
 
     @property
     def label(self) -> str:
         d = self.definitions
-        if not self.prefill:
-            names = [
-                f"{name.lower()}={value}" for name, value in d.items() if name not in ("ATOM", "MIN_BLOCKS")
-            ]
-            return " ".join(names)
-        sides = f" {d['ABREAST']} abreast" if self.architecture < 75 else ""
-        flags = [name for name, value in (("modified", "MODIFIED"), ("async", "ASYNC")) if d[value]]
-        flags += [] if d["ALIGNED"] else ["unaligned"]
-        dims = f"D={d['HEAD_DIM']}" + (f" Dv={d['V_DIM']}" if d["V_DIM"] != d["HEAD_DIM"] else "")
-        shape = f"{d['WARPS']}x{d['WARP_ROWS']} rows {d['KEYS']} keys{sides}"
-        return " ".join([str(d["ELEMENT"]), dims, shape, *flags])
+        names = [d["QUERY"]] if d.get("QUERY", d["ELEMENT"]) != d["ELEMENT"] else []
+        names.append(d["ELEMENT"])
+        if "HEAD_DIM" in d:
+            names.append(f"D={d['HEAD_DIM']}")
+            names += [f"Dv={d['V_DIM']}"] if d["V_DIM"] != d["HEAD_DIM"] else []
+        if self.prefill:
+            names.append(f"{d['WARPS']}x{d['WARP_ROWS']} rows {d['KEYS']} keys")
+            names += [f"{d['ABREAST']} abreast"] if self.architecture < 75 else []
+        elif self.chosen.entry == "decode":
+            names.append(f"{self.chosen.rows} rows, atom {d['ATOM']}")
+        names += [
+            word
+            for word, name in (("modified", "MODIFIED"), ("async", "ASYNC"), ("paged", "PAGED"))
+            if self.flag(name)
+        ]
+        names += [] if self.flag("ALIGNED", True) else ["unaligned"]
+        return " ".join(names)
 
     def changed(self, **definitions: str | int) -> Configuration:
-        return replace(self, definitions=self.definitions | definitions)
+        """The same with other macros; shared memory and threads stay."""
+        macros = self.definitions | {name: str(value) for name, value in definitions.items()}
+        return replace(self, chosen=replace(self.chosen, macros=tuple(sorted(macros.items()))))
+
+
+def launched(
+    configure: Callable[..., choose.Configuration] = choose.configure,
+    atom_of: dict[int, int] = ATOM_OF,
+    *,
+    kinds: Sequence[tuple[str, str]] = KINDS,
+    dims: Sequence[tuple[int, int]] = _DIMS,
+    rows: Sequence[int] = (1, 8, 4096),
+    variants: Sequence[tuple[bool, bool]] = _VARIANTS,
+) -> Iterator[Configuration]:
+    """What a launcher chooses, each kernel once.
+
+    Parameters
+    ----------
+    configure : callable
+        As `choose.configure`, whose TypeError says that an atom does not have an element type.
+    atom_of : dict
+        Architectures, and the atom that each is given.
+    kinds : sequence of (str, str)
+        Element types of queries, and of keys and values.
+    dims : sequence of (int, int)
+        Head dimensions of keys, and of values.
+    rows : sequence of int
+        Query rows of a KV head.
+    variants : sequence of (bool, bool)
+        Whether rows are aligned, and whether scores are modified.
+    """
+    for architecture, atom in atom_of.items():
+        seen = set()
+        for (q_dtype, kv_dtype), (dim, v_dim), count, (aligned, modified) in itertools.product(
+            kinds, dims, rows, variants
+        ):
+            try:
+                chosen = configure(
+                    atom, q_dtype, kv_dtype, dim, v_dim, count, aligned=aligned, modified=modified, paged=False
+                )
+            except TypeError:
+                continue
+            if chosen not in seen:
+                yield Configuration(chosen, architecture)
+            seen.add(chosen)
+
+
+def ladder() -> Iterator[Configuration]:
+    """The steps before, which no call takes: the launcher's choice for the step after, in their own files."""
+    for architecture, atom in ATOM_OF.items():
+        macros = (("ELEMENT", "Float"),)
+        yield Configuration(
+            choose.Configuration("00_naive.cu", "attention", macros, 128, 128, 1, 0), architecture
+        )
+        files = [("float32", "01_online_softmax.cu")] + [("float16", "03_tensor_cores.cu")] * (atom == 70)
+        for (dtype, file), (dim, v_dim) in itertools.product(files, _DIMS):
+            chosen = choose.configure(
+                atom, dtype, dtype, dim, v_dim, 4096, aligned=True, modified=False, paged=False
+            )
+            yield Configuration(replace(chosen, file=file), architecture)
+
+
+def principal() -> list[Configuration]:
+    """What calls without extras take."""
+    return list(launched(kinds=KINDS[:1], rows=(1, 8, 4096), variants=_PLAIN))
+
+
+def every() -> list[Configuration]:
+    """All that is launched, variants and head dimensions between included, and the ladder."""
+    found = dict.fromkeys([*principal(), *launched(), *launched(dims=_MORE_DIMS, rows=(4096,)), *ladder()])
+    return list(found)
 
 
 def prefill(
@@ -92,122 +173,16 @@ def prefill(
     *,
     v_dim: int = 0,
     abreast: int = 1,
-    element: str = "Half",
-    modified: int = 0,
-    aligned: int = 1,
+    dtype: str = "float16",
+    modified: bool = False,
+    aligned: bool = True,
 ) -> Configuration:
-    """A tensor-core kernel; copies by the copy engine where there is one and rows are aligned."""
-    atom = ATOM_OF[architecture]
-    definitions: dict[str, str | int] = {
-        "ELEMENT": element, "HEAD_DIM": dim, "V_DIM": v_dim or dim, "WARPS": warps, "WARP_ROWS": warp_rows,
-        "KEYS": keys, "MODIFIED": modified, "ALIGNED": aligned, "ASYNC": int(atom == 80 and aligned),
-        "MIN_BLOCKS": 1,
-    }  # fmt: skip
-    if atom == 70:
-        definitions["ABREAST"] = abreast
-    return Configuration(ATOM_SOURCES[atom], "attention", architecture, definitions)
-
-
-def launched(
-    configure: Callable[..., Any], atom_of: dict[int, int] = ATOM_OF, dims: tuple[int, ...] = (64, 128, 256)
-) -> Iterator[Configuration]:
-    """All that a launcher chooses, asked of the launcher itself.
-
-    Parameters
-    ----------
-    configure : callable
-        ``configure(atom, q_dtype, kv_dtype, head_dim, v_dim, rows, *, aligned, modified, paged)``: something
-        with the attributes ``file``, ``entry``, ``macros`` (pairs of names, without prefix, and values) and
-        ``shared``. It raises TypeError for element types that the atom does not have.
-    atom_of : dict
-        Architectures, and the atom that each is given.
-    dims : tuple of int
-        Head dimensions.
-    """
-    for architecture, atom in atom_of.items():
-        seen = set()
-        for q_dtype, kv_dtype in (("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "float32"),
-                                  ("float16", "int8")):  # fmt: skip
-            for dim, rows, aligned, modified in itertools.product(
-                dims, (1, 8, 4096), (True, False), (False, True)
-            ):
-                try:
-                    one = configure(
-                        atom,
-                        q_dtype,
-                        kv_dtype,
-                        dim,
-                        dim,
-                        rows,
-                        aligned=aligned,
-                        modified=modified,
-                        paged=False,
-                    )
-                except TypeError:
-                    break
-                values = {name: int(value) if str(value).isdigit() else value for name, value in one.macros}
-                if one not in seen:
-                    yield Configuration(one.file, one.entry, architecture, values, one.shared)
-                seen.add(one)
-
-
-def _shapes() -> Iterator[Configuration]:
-    """For each architecture and head dimension the best known, or for Volta the best by the models."""
-    for dim, warps, rows, keys in ((64, 4, 32, 64), (128, 8, 32, 32), (256, 8, 16, 16)):
-        yield prefill(70, dim, warps, rows, keys, abreast=2)
-    for dim, rows, keys in ((64, 32, 64), (128, 32, 32), (256, 16, 16)):
-        yield prefill(75, dim, 4, rows, keys)
-    for architecture in (80, 90):
-        for dim, rows, keys in ((64, 32, 96), (128, 32, 64), (256, 16, 64)):
-            yield prefill(architecture, dim, 4, rows, keys)
-
-
-def _cuda_cores() -> Iterator[Configuration]:
-    for architecture in ATOM_OF:
-        for element in ("Float", "Half"):
-            yield Configuration("00_naive.cu", "attention", architecture, {"ELEMENT": element})
-            for source in ("01_online_softmax.cu", "02_tiling_mask.cu"):
-                for dim in (64, 128, 256):
-                    d: dict[str, str | int] = {
-                        "ELEMENT": element,
-                        "HEAD_DIM": dim,
-                        "V_DIM": dim,
-                        "MODIFIED": 0,
-                    }
-                    yield Configuration(source, "attention", architecture, d)
-
-
-def _decode() -> Iterator[Configuration]:
-    for architecture, atom in ATOM_OF.items():
-        for query, element in (("Half", "Half"), ("Half", "Int8"), ("Float", "Float")):
-            for dim in (64, 128, 256):
-                for rows in (1, 4, 8):
-                    tensor = atom != 70 and query == "Half"
-                    if tensor and rows != 8:
-                        continue  # tensor cores take 16 rows, whatever there are
-                    yield Configuration("05_decode.cu", "decode", architecture, {
-                        "ATOM": atom if tensor else 70, "QUERY": query, "ELEMENT": element, "HEAD_DIM": dim,
-                        "V_DIM": dim, "ROWS": rows, "KEYS": 4, "WARPS": 4, "MODIFIED": 0, "PAGED": 0,
-                        "ALIGNED": 1,
-                        "MIN_BLOCKS": 1,
-                    })  # fmt: skip
-
-
-def principal() -> list[Configuration]:
-    """The tensor-core kernels in the configurations that a call without extras takes."""
-    return list(_shapes())
-
-
-def every() -> list[Configuration]:
-    """All that the launcher can choose, an element type and a way of loading at a time."""
-    found = principal()
-    for c in principal():
-        found += [c.changed(MODIFIED=1), c.changed(ALIGNED=0, ASYNC=0)]
-        if c.architecture >= 80:
-            found.append(c.changed(ELEMENT="Bfloat"))
-        if c.architecture == 70:
-            found.append(replace(c, source="03_tensor_cores.cu"))
-    return [*found, *_cuda_cores(), *_decode()]
+    """A tensor-core kernel in an arrangement that the launcher may not choose."""
+    chosen = choose.arranged(
+        ATOM_OF[architecture], dtype, dim, v_dim or dim, warps, warp_rows, keys, abreast,
+        aligned=aligned, modified=modified,
+    )  # fmt: skip
+    return Configuration(chosen, architecture)
 
 
 def candidates() -> list[Configuration]:
@@ -220,6 +195,6 @@ def candidates() -> list[Configuration]:
                     c = prefill(70, dim, warps, rows, keys, abreast=abreast)
                     # Registers of a lane for the output, the scores, and a tile on its way.
                     held = rows * (dim + keys) // 32 + keys * dim // (64 * warps)
-                    if c.shared_bytes <= 96 * 1024 and held <= 235:
+                    if c.chosen.shared <= choose.SHARED_BYTES[70] and held <= 235:
                         found.append(c)
     return found

@@ -8,37 +8,39 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import choose
+from ..problem import address, fill
 from .memory import Heap
 from .processor import Cta, Program
 
-_STRIDES = ("i8", 3)
-# Problem of kernels/problem.cuh, field by field; its size is asserted against the kernel's parameter space.
-PROBLEM = np.dtype(
-    [
-        *((name, "i8") for name in ("batch", "q_heads", "kv_heads", "q_len", "k_len", "head_dim", "v_dim")),
-        *((name, "u8") for name in ("q", "k", "v", "out", "lse")),
-        *((f"{name}_strides", *_STRIDES) for name in ("q", "k", "v", "out", "lse")),
-        ("k_scales", "u8"),
-        ("v_scales", "u8"),
-        ("k_scale_strides", *_STRIDES),
-        ("v_scale_strides", *_STRIDES),
-        *((name, "i8") for name in ("block_table", "block_table_stride", "page_size")),
-        *((name, "u8") for name in ("cu_seqlens_q", "cu_seqlens_k", "kv_lengths", "q_offsets")),
-        ("window_left", "i8"),
-        ("window_right", "i8"),
-        ("mask", "u8"),
-        ("mask_strides", "i8", 4),
-        ("mask_kind", "i8"),
-        ("alibi_slopes", "u8"),
-        ("alibi_batch_stride", "i8"),
-        ("sinks", "u8"),
-        ("parts", "u8"),
-        ("splits", "i8"),
-        ("key_split", "i8"),
-        ("scale", "f4"),
-        ("softcap", "f4"),
-    ]
-)
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array begins on the device, as CuPy's ``array.data``."""
+
+    ptr: int
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """An array on the emulated device: of CuPy's attributes those that a launcher reads."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    data: _Place
+
+
+def _place(heap: Heap, array: NDArray[np.generic], padding: int) -> _Placed:
+    """Copies an array in, with so many poisoned elements behind each row; what lies there is not the kernel's."""
+    rows = np.full((*array.shape[:-1], array.shape[-1] + padding), np.nan, array.dtype)
+    rows[..., : array.shape[-1]] = array
+    return _Placed(array.shape, rows.strides, array.dtype, _Place(heap.place(rows)))
+
+
+def _read(heap: Heap, placed: _Placed) -> NDArray[np.generic]:
+    rows = np.empty((*placed.shape[:-1], placed.strides[-2] // placed.dtype.itemsize), placed.dtype)
+    return heap.read(address(placed), rows)[..., : placed.shape[-1]]
 
 
 @dataclass(frozen=True)
@@ -52,54 +54,52 @@ class Result:
 
 def attention(
     program: Program,
+    chosen: choose.Configuration,
     q: NDArray[np.float16],
     k: NDArray[np.float16],
     v: NDArray[np.float16],
     *,
-    rows: int,
-    threads: int,
-    shared_bytes: int,
     window: tuple[int, int] = (-1, -1),
+    q_offset: int | None = None,
     softcap: float = 0.0,
+    padding: int = 0,
 ) -> Result:
-    """Runs a kernel of ``attention_entry.cuh``.
+    """Runs a prefill kernel as `gpu.attention` launches it.
 
     Parameters
     ----------
     program : Program
         The kernel.
+    chosen : choose.Configuration
+        How it is launched.
     q, k, v : arrays (B, H, S, D) of float16
-        As `fastattention.attention` takes them; contiguous.
-    rows, threads, shared_bytes : int
-        Query rows and threads of a CTA, and its dynamic shared memory.
+        As `fastattention.attention` takes them.
     window : (int, int)
         Keys seen to the left and right of a query; -1 is unbounded, (-1, 0) is causal.
+    q_offset : int, optional
+        Position of the first query; by default the last query stands at the last key.
     softcap : float
         0: none. Anything else needs a kernel with FA_MODIFIED.
+    padding : int
+        Elements of NaN behind each row of q, k, v and out. Unless the row with them is a multiple of 8
+        elements, the kernel must be one without FA_ALIGNED.
     """
     batch, heads, q_len, dim = q.shape
-    out = np.full((*q.shape[:3], v.shape[3]), np.nan, np.float16)
-    lse = np.full(q.shape[:3], np.nan, np.float32)
-    heap = Heap(sum(x.nbytes + 2048 for x in (q, k, v, out, lse)) + 4096)
-    problem = np.zeros(1, PROBLEM)
-    p = problem[0]
-    for name, size in zip(
-        ("batch", "q_heads", "kv_heads", "q_len", "k_len", "head_dim", "v_dim"),
-        (batch, heads, k.shape[1], q_len, k.shape[2], dim, v.shape[3]),
-        strict=True,
-    ):
-        p[name] = size
-    for name, x in (("q", q), ("k", k), ("v", v), ("out", out), ("lse", lse)):
-        p[name] = heap.place(x)
-        p[f"{name}_strides"] = [n // x.itemsize for n in x.strides[:3]]
-    p["window_left"], p["window_right"] = window
-    p["splits"] = 1
-    p["scale"], p["softcap"] = dim**-0.5, softcap
-    grid = (-(-q_len // rows), heads, batch)
+    outputs = (np.full((*q.shape[:3], v.shape[3]), np.nan, np.float16), np.full(q.shape[:3], np.nan, np.float32))
+    sizes = [x.nbytes // x.shape[-1] * (x.shape[-1] + padding) for x in (q, k, v, outputs[0])]
+    heap = Heap(sum(sizes) + outputs[1].nbytes + 16384)
+    placed = [_place(heap, x, padding) for x in (q, k, v, outputs[0])]
+    lse = _place(heap, outputs[1], 0)
+    offsets = None if q_offset is None else heap.place(np.full(batch, q_offset, np.int64))
+    problem = fill(
+        *placed, lse, scale=dim**-0.5, softcap=softcap, window_left=window[0], window_right=window[1], mask=None,
+        k_scales=None, v_scales=None, page_size=0, max_seqlen_q=0, max_seqlen_k=0, sequences=None,
+        slopes_per_batch=False, small={} if offsets is None else {"q_offsets": offsets}, block_table_stride=0,
+    )  # fmt: skip
+    grid = choose.grid(chosen, batch=batch, q_heads=heads, kv_heads=k.shape[1], q_len=q_len)
     ctas = []
     for sequence, head, block in itertools.product(*map(range, reversed(grid))):
         place = (block, head, sequence)
-        ctas.append(Cta(program, threads, shared_bytes, problem.tobytes(), heap, grid, place))
+        ctas.append(Cta(program, chosen.threads, chosen.shared, problem.tobytes(), heap, grid, place))
         ctas[-1].run()
-    read_out, read_lse = heap.read(int(p["out"]), out), heap.read(int(p["lse"]), lse)
-    return Result(read_out.astype(np.float16), read_lse.astype(np.float32), ctas)
+    return Result(_read(heap, placed[3]).astype(np.float16), _read(heap, lse).astype(np.float32), ctas)

@@ -100,7 +100,7 @@ def examine(c: Configuration, folder: Path = KERNELS, *, execute: bool = True) -
     ToolchainError
         It does not compile.
     """
-    compiled = compile_kernel(c.source, c.architecture, c.macros, entry=c.entry, folder=folder)
+    compiled = compile_kernel(c.source, c.architecture, c.macros, entry=c.chosen.entry, folder=folder)
     instructions = disassemble(compiled)
     spills = max(compiled.stack, compiled.spill_stores + compiled.spill_loads)
     found = Study(c, compiled.registers, spills, compiled.static_shared, None, None, None, None)
@@ -115,10 +115,10 @@ def examine(c: Configuration, folder: Path = KERNELS, *, execute: bool = True) -
         )
     if not c.prefill:
         return found
-    found.shared_bytes += c.shared_bytes
+    found.shared_bytes += c.chosen.shared
     _count_loop(found, instructions)
     if c.architecture == 70:
-        found.ctas = bound.ctas_per_sm(found.registers, c.threads, found.shared_bytes)
+        found.ctas = bound.ctas_per_sm(found.registers, c.chosen.threads, found.shared_bytes)
         if found.ctas == 0:
             found.failures.append(
                 f"{found.registers} registers, {found.shared_bytes} bytes: does not fit on an SM"
@@ -154,7 +154,7 @@ def _inputs(c: Configuration) -> tuple[NDArray[np.float16], NDArray[np.float16],
     keys, dim, v_dim = (c.number(name) for name in ("KEYS", "HEAD_DIM", "V_DIM"))
     tiles = 6
     length = tiles * keys - 3
-    q = rng.standard_normal((1, 1, c.rows, dim)).astype(np.float16)
+    q = rng.standard_normal((1, 1, c.chosen.rows, dim)).astype(np.float16)
     k = rng.standard_normal((1, 1, length, dim))
     k[:, :, :keys] *= 2
     k[:, :, keys : 2 * keys] = k[:, :, :keys] * 3  # larger in every row: the largest of a row is positive
@@ -188,9 +188,7 @@ def _tiles(warp: Warp, first: int) -> list[slice]:
 
 def _execute(c: Configuration, instructions: list[Instruction], ctas: int) -> Execution:
     q, k, v, count = _inputs(c)
-    result = launch.attention(
-        Program(instructions), q, k, v, rows=c.rows, threads=c.threads, shared_bytes=c.shared_bytes
-    )
+    result = launch.attention(Program(instructions), c.chosen, q, k, v)
     error = float(np.abs(result.out - expected(q, k, v)).max())
     warp = result.ctas[0].warps[-1]
     loop = tensor_loop(instructions)

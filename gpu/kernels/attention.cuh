@@ -20,7 +20,7 @@ struct Attention {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const Atom atom(lane);
     const Sequence s(p, blockIdx.z);
-    const int head = blockIdx.y, kv_head = head / static_cast<int>(p.q_heads / p.kv_heads);
+    const int head = blockIdx.y, kv_head = divide_by_group(p, head);
     // Late rows first: under causal they see the most keys.
     const int first_row = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     if (first_row >= s.q_len) return;
@@ -31,8 +31,8 @@ struct Attention {
     uint4 *const q = shared, *const k = q + ROWS * STRIDE, *const v = k + KEYS * STRIDE;
     const int dim = static_cast<int>(p.head_dim), v_dim = static_cast<int>(p.v_dim);
 
-    const Interval low = interval_of(p, s, first_row), high = interval_of(p, s, last_row);
-    const int begin = low.first / KEYS * KEYS, past = high.past;
+    const Band all(p, s, first_row);
+    const int begin = maximum(all.first, 0) / KEYS * KEYS, past = all.past_of(last_row - first_row);
 
     float o[OUT][R][C] = {};
     float m[R], l[R];
@@ -42,9 +42,9 @@ struct Attention {
       m[r] = -INFINITY;
       l[r] = 0;
     }
-    const int warp_last = minimum(warp_row + Atom::WARP_ROWS - 1, last_row);
-    const Span span(interval_of(p, s, warp_row), interval_of(p, s, warp_last));
-    const bool idle = warp_row > last_row;
+    const Band band(p, s, warp_row);
+    // Where the warp's last row stops seeing keys; a warp without rows sees none.
+    const int stop = warp_row > last_row ? 0 : band.past_of(minimum(Atom::WARP_ROWS - 1, last_row - warp_row));
     const Modifiers modifiers(p, s);
     const float factor = MODIFIED ? LOG2E : p.scale * LOG2E;  // from scores to powers of two
 
@@ -60,7 +60,7 @@ struct Attention {
       __syncthreads();
     }
     for (int key = begin; key < past; key += KEYS) {
-      const bool skip = idle || span.empty(key, key + KEYS);
+      const bool skip = key >= stop || key + KEYS <= band.first;
       if (EARLY) v_loads.issue(v_rows, key, keys, v_dim, v);
       float w[BLOCKS][R][C] = {};
       if (!skip) atom.template scores<BLOCKS, DIM, STRIDE>(w, q + warp * Atom::WARP_ROWS * STRIDE, k);
@@ -70,7 +70,8 @@ struct Attention {
       if (EARLY && key + KEYS < past) k_loads.issue(k_rows, key + KEYS, keys, dim, k);
       if (!skip) {
         if (MODIFIED) modify(w, modifiers, atom, head, warp_row, key);
-        if (!span.full(key, key + KEYS)) hide(w, modifiers, atom, warp_row, key);
+        const bool full = key >= band.first_of(Atom::WARP_ROWS - 1) && key + KEYS <= band.past_of(0);
+        if (!full) hide(w, band, atom, key);
         soften(w, o, m, l, factor, atom);
         atom.template output<BLOCKS, OUT, V_STRIDE>(o, w, v);
       }
@@ -97,17 +98,18 @@ struct Attention {
     }
   }
 
-  static DEVICE void hide(float (&w)[BLOCKS][R][C], const Modifiers &modifiers, const Atom &atom, int warp_row,
-                          int key) {
+  static DEVICE void hide(float (&w)[BLOCKS][R][C], const Band &band, const Atom &atom, int key) {
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-      const Interval seen = interval_of(modifiers.p, modifiers.s, warp_row + atom.row(r));
+    for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int n = 0; n < BLOCKS; ++n)
+      for (int c = 0; c < C; ++c) {
+        // Of the keys n * N that are this lane's: compared with constants.
+        const int first_key = key + atom.score_column(c), row = atom.row(r);
+        const int first = band.first_of(row) - first_key, past = band.past_of(row) - first_key;
 #pragma unroll
-        for (int c = 0; c < C; ++c)
-          w[n][r][c] = seen.holds(key + n * Atom::N + atom.score_column(c)) ? w[n][r][c] : -INFINITY;
-    }
+        for (int n = 0; n < BLOCKS; ++n)
+          if (n * Atom::N < first || n * Atom::N >= past) w[n][r][c] = -INFINITY;
+      }
   }
 
   // A weight from a score. Modified scores may be as low as float32 goes: the reference is subtracted before

@@ -70,34 +70,32 @@ struct Decode {
   static constexpr float LAZY = 8 / LOG2E;  // the reference follows the maximum when it is left this far behind
 
   const Problem &p;
-  const Sequence s;
+  const Sequence &s;
   const int lane, warp, kv_head, group, within;
-  const int heads;  // query heads of a KV head
   const int first_row, rows;
   float q[ROWS][CHUNKS * E], o[ROWS][V_CHUNKS * E] = {};
   float reference[ROWS];  // of each row: about its maximum
   float l[HELD] = {};  // sums of this lane's scores
   float highest[HELD];  // and their maximum, in the units of scores
 
-  DEVICE Decode(const Problem &problem, int batch, int head, int row_block, float *)
+  DEVICE Decode(const Problem &problem, const Sequence &sequence, int head, int first, int count)
       : p(problem),
-        s(problem, batch),
+        s(sequence),
         lane(threadIdx.x % WARP),
         warp(threadIdx.x / WARP),
         kv_head(head),
         group(lane / L),
         within(lane % L),
-        heads(static_cast<int>(p.q_heads / p.kv_heads)),
-        first_row(row_block * ROWS),
-        rows(minimum(ROWS, static_cast<int>(heads * s.q_len) - first_row)) {
+        first_row(first),
+        rows(count) {
     const float factor = MODIFIED ? 1.0f : p.scale * LOG2E;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       reference[r] = -INFINITY;
-      const int row = minimum(first_row + r, first_row + rows - 1);
-      const Rows at(p.q, p.q_strides, p.cu_seqlens_q ? 0 : s.batch, kv_head * heads + row % heads, s.q_row,
+      const int row = first_row + minimum(r, rows - 1), query = divide_by_group(p, row);
+      const Rows at(p.q, p.q_strides, p.cu_seqlens_q ? 0 : s.batch, kv_head * p.group + row - query * p.group, s.q_row,
                     sizeof(typename TQ::Bits));
-      const typename TQ::Bits *const from = reinterpret_cast<const typename TQ::Bits *>(at.row(row / heads));
+      const typename TQ::Bits *const from = reinterpret_cast<const typename TQ::Bits *>(at.row(query));
 #pragma unroll
       for (int i = 0; i < CHUNKS * E; ++i) {
         const int d = element(i);
@@ -114,10 +112,10 @@ struct Decode {
 
   DEVICE const char *key_row(const void *base, const i64 (&strides)[3], int key, int size) const {
     if (PAGED) {
-      const u32 page_size = static_cast<u32>(p.page_size), page = static_cast<u32>(key) / page_size;
+      const int page = divide_by_page(p, key);
       const i64 at = p.block_table[s.batch * p.block_table_stride + page];
       return static_cast<const char *>(base) +
-             (at * strides[0] + kv_head * strides[1] + (key - static_cast<int>(page * page_size)) * strides[2]) * size;
+             (at * strides[0] + kv_head * strides[1] + (key - page * static_cast<int>(p.page_size)) * strides[2]) * size;
     }
     const i64 batch = p.cu_seqlens_k ? 0 : s.batch;
     return static_cast<const char *>(base) + (batch * strides[0] + kv_head * strides[1] + (s.k_row + key) * strides[2]) * size;
@@ -192,11 +190,11 @@ struct Decode {
 #pragma unroll
     for (int h = 0; h < HELD; ++h) {
       const int r = score_of(h) / KEYS, at = key + score_of(h) % KEYS * GROUPS + group;
-      const int row = first_row + r, query = row / heads;
+      const int row = first_row + r, query = divide_by_group(p, row);
       const bool visible = at < past && r < rows && interval_of(p, s, query).holds(at);
       if (sizeof(T) == sizeof(Int8) && p.k_scales && at < past)
         x[h] *= *reinterpret_cast<const float *>(key_row(p.k_scales, p.k_scale_strides, at, 4));
-      if (MODIFIED && visible) x[h] = Modifiers(p, s).apply(x[h], kv_head * heads + row % heads, query, at);
+      if (MODIFIED && visible) x[h] = Modifiers(p, s).apply(x[h], kv_head * p.group + row - query * p.group, query, at);
       if (!visible) x[h] = -INFINITY;
       behind |= x[h] > own(reference, r) + STEP_BEHIND;
     }
@@ -260,7 +258,8 @@ struct Decode {
 
   DEVICE void run(float *shared, int split) {
     const int rows_of = static_cast<int>(p.key_split);
-    const Interval low = interval_of(p, s, first_row / heads), high = interval_of(p, s, (first_row + rows - 1) / heads);
+    const Interval low = interval_of(p, s, divide_by_group(p, first_row)),
+                   high = interval_of(p, s, divide_by_group(p, first_row + rows - 1));
     const int begin = maximum(low.first, split * rows_of), past = minimum(high.past, (split + 1) * rows_of);
     const int first = begin + warp * STEP;
     uint4 k[KEYS][CHUNKS], v[KEYS][V_CHUNKS];

@@ -14,8 +14,8 @@ struct Head {
 
   DEVICE Head(const Problem &p, const Sequence &s, int head)
       : q(p.q, p.q_strides, p.cu_seqlens_q ? 0 : s.batch, head, s.q_row, sizeof(typename T::Bits)),
-        k(p.k, p.k_strides, p.cu_seqlens_k ? 0 : s.batch, head / (p.q_heads / p.kv_heads), s.k_row, sizeof(typename T::Bits)),
-        v(p.v, p.v_strides, p.cu_seqlens_k ? 0 : s.batch, head / (p.q_heads / p.kv_heads), s.k_row, sizeof(typename T::Bits)),
+        k(p.k, p.k_strides, p.cu_seqlens_k ? 0 : s.batch, divide_by_group(p, head), s.k_row, sizeof(typename T::Bits)),
+        v(p.v, p.v_strides, p.cu_seqlens_k ? 0 : s.batch, divide_by_group(p, head), s.k_row, sizeof(typename T::Bits)),
         out(p.out, p.out_strides, p.cu_seqlens_q ? 0 : s.batch, head, s.q_row, sizeof(typename T::Bits)) {}
 };
 

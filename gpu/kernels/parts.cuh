@@ -20,16 +20,18 @@ struct Parts {
     // A warp a row: its largest reference, its sum, and each part's factor.
     for (int r = warp; r < rows; r += WARPS) {
       const float *const row = parts + r * SIZE;
-      float top = -INFINITY, sum = 0;
-      for (int i = lane; i < count; i += WARP) top = fmaxf(top, read<GLOBAL>(row + i * stride + 1));
+      float sum = 0;
+      const float2 own = lane < count ? read2<GLOBAL>(row + lane * stride) : make_float2(0, -INFINITY);
+      float top = own.y;
+      for (int i = lane + WARP; i < count; i += WARP) top = fmaxf(top, read2<GLOBAL>(row + i * stride).y);
 #pragma unroll
       for (int mask = WARP / 2; mask > 0; mask /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, mask));
       float *const factor = factors + r * (count + 2);
       for (int i = lane; i < count; i += WARP) {
-        const float reference = read<GLOBAL>(row + i * stride + 1);
-        const float f = reference == -INFINITY ? 0.0f : exp2_fast((reference - top) * unit);
+        const float2 part = i == lane ? own : read2<GLOBAL>(row + i * stride);
+        const float f = part.y == -INFINITY ? 0.0f : exp2_fast((part.y - top) * unit);
         factor[2 + i] = f;
-        if (f != 0) sum += f * read<GLOBAL>(row + i * stride);
+        if (f != 0) sum += f * part.x;
       }
 #pragma unroll
       for (int mask = WARP / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
@@ -53,8 +55,8 @@ struct Parts {
 
   // What other CTAs wrote comes from L2.
   template <bool GLOBAL>
-  static DEVICE float read(const float *at) {
-    return GLOBAL ? __ldcg(at) : *at;
+  static DEVICE float2 read2(const float *at) {
+    return GLOBAL ? __ldcg(reinterpret_cast<const float2 *>(at)) : *reinterpret_cast<const float2 *>(at);
   }
   template <bool GLOBAL>
   static DEVICE float4 read4(const float *at) {
@@ -71,10 +73,10 @@ DEVICE void finish_decode(const Problem &p, const Sequence &s, float *shared, in
   typedef Parts<COLUMNS> P;
   constexpr int THREADS = WARPS * WARP;
   constexpr float UNIT = MODIFIED ? LOG2E : 1.0f;  // scores that are not modified are powers of two already
-  const int heads = static_cast<int>(p.q_heads / p.kv_heads), splits = gridDim.x;
+  const int splits = gridDim.x;
   float *const factors = shared + WARPS * KERNEL_ROWS * P::SIZE;
   const auto write = [&](int r, int c, const float4 &four, float sum, float top) {
-    const int row = first_row + r, head = kv_head * heads + row % heads, query = row / heads;
+    const int row = first_row + r, query = divide_by_group(p, row), head = kv_head * p.group + row - query * p.group;
     const i64 batch = p.cu_seqlens_q ? 0 : s.batch;
     const bool nothing = sum == 0;
     if (!MODIFIED) top *= LN2;  // natural from here on
@@ -109,14 +111,15 @@ DEVICE void finish_decode(const Problem &p, const Sequence &s, float *shared, in
                                       if (c == 0) mine[r * P::SIZE] = sum, mine[r * P::SIZE + 1] = top;
                                     });
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    last = atomicAdd(counters + set, 1u) == static_cast<u32>(splits - 1);
+    // Releases what this CTA wrote, and acquires what those before it did: the barriers carry both to all threads.
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counters + set) : "memory");
+    last = before == static_cast<u32>(splits - 1);
     if (last) counters[set] = 0;  // for the next launch
   }
   __syncthreads();
   if (!last) return;
-  __threadfence();
   P::template merge<THREADS, true>(parts, splits, KERNEL_ROWS * P::SIZE, rows, shared, UNIT, write);
 }

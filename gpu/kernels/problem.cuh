@@ -38,7 +38,19 @@ struct Problem {
   i64 splits, key_split;  // parts that a row's keys are split into, and keys of a part
 
   float scale, softcap;  // softcap 0: none
+
+  // Query heads of a KV head, and what divides by them and by page_size (gpu/problem.py, `divider`): a division takes
+  // the GPU about a hundred cycles, and each kernel begins with some.
+  int group, group_shift, page_shift;
+  u32 group_multiplier, page_multiplier;
 };
+
+// n / p.group and n / p.page_size, for n from 0 up.
+DEVICE int divide(int n, i64 by, u32 multiplier, int shift) {
+  return by == 1 ? n : static_cast<int>(__umulhi(static_cast<u32>(n), multiplier) >> shift);
+}
+DEVICE int divide_by_group(const Problem &p, int n) { return divide(n, p.group, p.group_multiplier, p.group_shift); }
+DEVICE int divide_by_page(const Problem &p, int n) { return divide(n, p.page_size, p.page_multiplier, p.page_shift); }
 
 // One sequence of the batch with every default filled in. Positions and key numbers count within it.
 struct Sequence {

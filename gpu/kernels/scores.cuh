@@ -1,4 +1,5 @@
-// What happens to a score between the product and softmax (DESIGN: steps 2 and 3, and the mask of 4).
+// What happens to a score between the product and softmax (reference/standard.py: softcap,
+// then additive terms, then the mask).
 #pragma once
 #include "visibility.cuh"
 

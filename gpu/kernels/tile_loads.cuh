@@ -7,16 +7,29 @@
 // Chunks of a row in shared memory: an odd number, so that eight rows fall into all 32 banks.
 constexpr int row_chunks(int dim) { return FA_ODD_ROWS ? dim / 8 | 1 : dim / 8; }
 
-// The 16 bytes of a row of `dim` elements from `element` on. ALIGNED: rows begin at multiples of 16 bytes, and
-// dim is one of 8.
-template <bool ALIGNED>
-DEVICE uint4 load_chunk(const char *row, int element, int dim) {
-  if (ALIGNED)
-    return element < dim ? __ldg(reinterpret_cast<const uint4 *>(row + element * 2)) : make_uint4(0, 0, 0, 0);
-  u32 word[4] = {0, 0, 0, 0};
+// A chunk of a row: elements from `from` on, zeros instead of those that are not there. Loads are predicated: what
+// does not exist is not read, and branches around loads would cost more instructions than these and keep the
+// compiler from issuing them together.
+
+// All eight elements, or none; `from` is a multiple of 16 bytes.
+DEVICE uint4 load_whole_chunk(const char *from, bool exists) {
+  uint4 x;
+  asm("{.reg .pred p; setp.ne.u32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
+      "@p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];}"
+      : "=&r"(x.x), "=&r"(x.y), "=&r"(x.z), "=&r"(x.w)
+      : "l"(from), "r"(static_cast<u32>(exists)));
+  return x;
+}
+
+// The first `count` elements, one at a time.
+DEVICE uint4 load_partial_chunk(const char *from, int count) {
+  u32 word[4];
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (element + i < dim) word[i >> 1] |= static_cast<u32>(*at<u16>(row, element + i)) << (i & 1) * 16;
+  for (int i = 0; i < 4; ++i)
+    asm("{.reg .pred p, q; .reg .b16 a, b; setp.gt.s32 p, %2, 0; setp.gt.s32 q, %2, 1; mov.b16 a, 0; mov.b16 b, 0;"
+        "@p ld.global.nc.u16 a, [%1]; @q ld.global.nc.u16 b, [%1 + 2]; mov.b32 %0, {a, b};}"
+        : "=r"(word[i])
+        : "l"(from + 4 * i), "r"(count - 2 * i));
   return make_uint4(word[0], word[1], word[2], word[3]);
 }
 
@@ -41,12 +54,14 @@ struct RegisterLoads {
 
   // The tile begins at row `first`; rows from `past` on do not exist.
   DEVICE void issue(const Rows &rows, int first, int past, int dim, uint4 *) {
-    const char *from = rows.row(first + Shape::row());
-    const int left = past - first - Shape::row();
+    const char *const from = rows.row(first + Shape::row()) + Shape::column() * 16;
+    const int count = dim - Shape::column() * 8, left = count > 0 ? past - first - Shape::row() : 0;
 #pragma unroll
-    for (int i = 0; i < Shape::EACH; ++i, from += Shape::STEP * rows.stride) {
-      held[i] = make_uint4(0, 0, 0, 0);
-      if (Shape::takes(i) && i * Shape::STEP < left) held[i] = load_chunk<ALIGNED>(from, Shape::column() * 8, dim);
+    for (int i = 0; i < Shape::EACH; ++i) {
+      // Addresses by products: a running one would take two registers more, and those are all taken.
+      const char *const at = from + i * Shape::STEP * rows.stride;
+      const bool exists = Shape::takes(i) && i * Shape::STEP < left;
+      held[i] = ALIGNED ? load_whole_chunk(at, exists) : load_partial_chunk(at, exists ? count : 0);
     }
   }
   DEVICE void land(uint4 *tile) {

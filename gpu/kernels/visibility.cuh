@@ -29,3 +29,22 @@ struct Span {
   DEVICE bool empty(int begin, int end) const { return end <= any.first || begin >= any.past; }
   DEVICE bool full(int begin, int end) const { return begin >= all.first && end <= all.past; }
 };
+
+// The intervals of neighbouring rows in 32 bits: both ends move by one key a row, up to the last key. Rows count from
+// the first, and are less than 2^16.
+struct Band {
+  int first, past;  // of row 0; nobody sees keys before `first`, or from `past` on
+  const int keys;
+
+  DEVICE Band(const Problem &p, const Sequence &s, i64 query) : keys(static_cast<int>(s.kv_length)) {
+    const i64 position = s.q_offset + query;
+    first = p.window_left >= 0 ? clamp(position - p.window_left) : LOWEST;
+    past = p.window_right >= 0 ? clamp(position + p.window_right + 1) : keys;
+  }
+  DEVICE int first_of(int row) const { return first + row; }
+  DEVICE int past_of(int row) const { return minimum(past + row, keys); }
+
+ private:
+  static constexpr int LOWEST = -(1 << 16);  // below 0 for any row
+  DEVICE int clamp(i64 key) const { return static_cast<int>(minimum(maximum(key, i64(LOWEST)), keys)); }
+};

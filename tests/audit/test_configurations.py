@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+import pytest
+from fastattention.gpu import choose
 from fastattention.gpu.audit import configurations, toolchain
-
-
-@dataclass(frozen=True)
-class Choice:
-    file: str
-    entry: str
-    macros: tuple[tuple[str, str], ...]
-    shared: int
 
 
 def configure(
     atom: int, q_dtype: str, kv_dtype: str, head_dim: int, v_dim: int, rows: int, **flags: bool
-) -> Choice:
+) -> choose.Configuration:
     if q_dtype == "bfloat16" and atom < 80:
         raise TypeError("none")
     macros = (("ELEMENT", kv_dtype), ("HEAD_DIM", str(head_dim)), ("ALIGNED", str(int(flags["aligned"]))))
-    return Choice("00_naive.cu", "attention", macros, head_dim)
+    return choose.Configuration("00_naive.cu", "attention", macros, 32, 1, 1, head_dim)
 
 
 def test_the_launcher_is_asked() -> None:
-    found = list(configurations.launched(configure, dims=(64, 128)))
+    found = list(configurations.launched(configure, dims=((64, 64), (128, 128))))
     kinds: dict[int, set[Any]] = {}
     for c in found:
         kinds.setdefault(c.architecture, set()).add(c.definitions["ELEMENT"])
-        assert c.shared_bytes == c.number("HEAD_DIM")
-        assert isinstance(c.definitions["ALIGNED"], int)  # "0" would be true
+        assert c.chosen.shared == c.number("HEAD_DIM")
+        assert c.flag("ALIGNED") == (c.definitions["ALIGNED"] == "1")  # "0" would be true
     assert kinds[70] == kinds[75] == {"float16", "float32", "int8"}
     assert kinds[80] == kinds[90] == {"float16", "bfloat16", "float32", "int8"}
     # rows and modified change nothing here: each choice comes once for each way of asking that differs
     assert sum(c.architecture == 70 for c in found) == 3 * 2 * 2
 
 
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize(("aligned", "modified"), [(True, False), (False, True)])
+def test_what_is_launched_is_audited(dim: int, aligned: bool, modified: bool) -> None:
+    audited = configurations.every()
+    for architecture, atom in configurations.ATOM_OF.items():
+        for rows in (1, 4096):
+            chosen = choose.configure(
+                atom, "float16", "float16", dim, dim, rows, aligned=aligned, modified=modified
+            )
+            assert configurations.Configuration(chosen, architecture) in audited
+
+
+def test_principal_are_plain_and_few() -> None:
+    found = configurations.principal()
+    assert all(c.plain for c in found)
+    assert {c.architecture for c in found if c.prefill} == set(configurations.ATOM_OF)
+    assert set(found) < set(configurations.every())
+    assert len(found) < 50
+
+
 def test_every_source_is_audited() -> None:
     audited = {c.source for c in configurations.every()}
-    assert audited == {path.name for path in toolchain.KERNELS.glob("*.cu")}
+    kernels = {path.name for path in toolchain.KERNELS.glob("*.cu")}
+    assert audited == kernels - {"08_append.cu"}  # which writes a cache's rows; no attention
 
 
 def test_every_architecture_and_element() -> None:
@@ -48,4 +62,4 @@ def test_every_architecture_and_element() -> None:
     assert {c.architecture for c in found} == set(configurations.ATOM_OF)
     for architecture in (80, 90):
         assert any(c.architecture == architecture and c.definitions["ELEMENT"] == "Bfloat" for c in found)
-    assert any(c.definitions.get("ELEMENT") == "Int8" for c in found)
+    assert any(c.definitions["ELEMENT"] == "Int8" for c in found)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from fastattention.gpu import choose
 from fastattention.gpu.audit import configurations, launch, toolchain
 from fastattention.gpu.audit.__main__ import main
 from fastattention.gpu.audit.configurations import Configuration, prefill
 from fastattention.gpu.audit.processor import Program
 from fastattention.gpu.audit.study import TOLERANCE, Study, examine
+
+from numpy.typing import NDArray
 
 from reference import standard
 
@@ -19,7 +23,7 @@ pytestmark = [
     pytest.mark.sass,
     pytest.mark.skipif(bool(toolchain.available()), reason=toolchain.available() or "installed"),
 ]
-VOLTA = [c for c in configurations.principal() if c.architecture == 70]
+VOLTA = [c for c in configurations.principal() if c.architecture == 70 and c.prefill]
 SMALL = prefill(70, 32, 1, 32, 16)
 
 
@@ -34,47 +38,40 @@ def test_volta_is_as_required(c: Configuration) -> None:
 @pytest.mark.parametrize("architecture", [75, 80, 90])
 def test_other_architectures_compile(architecture: int) -> None:
     (c,) = (
-        c for c in configurations.principal() if c.architecture == architecture and c.number("HEAD_DIM") == 64
+        c
+        for c in configurations.principal()
+        if c.architecture == architecture and c.prefill and c.number("HEAD_DIM") == 64
     )
     study = examine(c)
     assert study.loop_hmma == study.loop_hmma_needed
     assert 0 < study.registers <= 255
 
 
-@pytest.mark.parametrize("element", ["Half", "Float"])
-def test_cuda_cores_and_decode_compile_for_volta(element: str) -> None:
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_cuda_cores_and_decode_compile_for_volta(dtype: str) -> None:
     chosen = [
-        c
-        for c in configurations.every()
-        if c.architecture == 70
-        and not c.prefill
-        and c.definitions["ELEMENT"] == element
-        and c.definitions.get("HEAD_DIM", 64) == 64
-        and c.definitions.get("ROWS", 4) == 4
+        *configurations.launched(atom_of={70: 70}, kinds=[(dtype, dtype)], dims=[(64, 64)], rows=(4, 8)),
+        *(c for c in configurations.ladder() if c.architecture == 70 and c.definitions["ELEMENT"] == "Float"),
     ]
-    assert {c.source[:2] for c in chosen} == {"00", "01", "02", "05"}
+    chosen = [c for c in chosen if c.definitions.get("HEAD_DIM", "64") == "64"]
+    assert {c.source[:2] for c in chosen} == {"00", "01", "05"}
     assert [c.label for c in chosen if examine(c).failures] == []
 
 
-def emulate(
-    c: Configuration, q_len: int, k_len: int, *, heads: int = 1, **options: object
-) -> tuple[launch.Result, tuple]:
-    """A kernel's result, and the operands."""
-    compiled = toolchain.compile_kernel(c.source, c.architecture, c.macros, entry=c.entry)
-    program = Program(toolchain.disassemble(compiled))
+def operands(
+    heads: int, q_len: int, k_len: int, dim: int, v_dim: int
+) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float16]]:
     rng = np.random.default_rng(q_len + k_len)
-    dims = c.number("HEAD_DIM"), c.number("HEAD_DIM"), c.number("V_DIM")
-    shapes = zip((heads, 1, 1), (q_len, k_len, k_len), dims, strict=True)
-    arrays = tuple(rng.standard_normal((1, *shape)).astype(np.float16) for shape in shapes)
-    found = launch.attention(
-        program,
-        *arrays,
-        rows=c.rows,
-        threads=c.threads,
-        shared_bytes=c.shared_bytes,
-        **options,  # type: ignore[arg-type]
-    )
-    return found, arrays
+    q = rng.standard_normal((1, heads, q_len, dim)).astype(np.float16)
+    k = rng.standard_normal((1, 1, k_len, dim)).astype(np.float16)
+    return q, k, rng.standard_normal((1, 1, k_len, v_dim)).astype(np.float16)
+
+
+def emulate(chosen: choose.Configuration, *arrays: NDArray[np.float16], **options: Any) -> launch.Result:
+    """What a kernel's machine code for Volta makes of operands."""
+    macros: dict[str, str | int] = {f"FA_{name}": value for name, value in chosen.macros}
+    compiled = toolchain.compile_kernel(chosen.file, 70, macros, entry=chosen.entry)
+    return launch.attention(Program(toolchain.disassemble(compiled)), chosen, *arrays, **options)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +98,39 @@ def emulate(
 def test_machine_code_against_the_specification(
     c: Configuration, heads: int, window: tuple[int, int], softcap: float
 ) -> None:
-    q_len, k_len = c.rows + 5, 3 * c.number("KEYS") + 3
-    found, (q, k, v) = emulate(c, q_len, k_len, heads=heads, window=window, softcap=softcap)
+    dims = c.number("HEAD_DIM"), c.number("V_DIM")
+    q, k, v = operands(heads, c.chosen.rows + 5, 3 * c.number("KEYS") + 3, *dims)
+    found = emulate(c.chosen, q, k, v, window=window, softcap=softcap)
     out, lse = standard.attention(q, k, v, window=window, softcap=softcap or None)
+    np.testing.assert_allclose(found.out, out, atol=TOLERANCE)
+    np.testing.assert_allclose(found.lse, lse, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dims", "lengths", "options", "padding"),
+    [
+        ((64, 64), (131, 150), {"window": (-1, 0)}, 0),
+        ((61, 47), (33, 131), {"window": (-1, 0), "softcap": 3.0}, 2),
+        ((72, 64), (29, 70), {"window": (19, 5), "q_offset": 21}, 8),
+        ((128, 128), (37, 77), {"window": (-1, 0), "q_offset": 3}, 0),
+        ((113, 128), (19, 51), {}, 1),
+        ((128, 120), (21, 45), {"softcap": 1.5, "window": (30, -1)}, 0),
+        ((256, 256), (17, 37), {"window": (-1, 0)}, 0),
+        ((131, 251), (18, 35), {"window": (9, 0), "q_offset": -4}, 3),
+    ],
+    ids=lambda x: str(x).replace(" ", ""),
+)
+def test_what_is_launched_on_volta_against_the_specification(
+    dims: tuple[int, int], lengths: tuple[int, int], options: dict[str, Any], padding: int
+) -> None:
+    """Sizes that are no multiples of tiles, rows that do not begin at multiples of 16 bytes, poison around."""
+    q, k, v = operands(1, *lengths, *dims)
+    aligned = all((n + padding) % 8 == 0 and n % 8 == 0 for n in dims)
+    chosen = choose.configure(
+        70, "float16", "float16", *dims, 4096, aligned=aligned, modified="softcap" in options
+    )
+    found = emulate(chosen, q, k, v, padding=padding, **options)
+    out, lse = standard.attention(q, k, v, **options)
     np.testing.assert_allclose(found.out, out, atol=TOLERANCE)
     np.testing.assert_allclose(found.lse, lse, atol=1e-5)
 
@@ -161,9 +188,9 @@ def test_exit_status(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = tmp_path / "report.json"
-    assert main(["--arch", "70", "--match", "D=64", "--no-run", "--json", str(report)]) == 0
+    assert main(["--arch", "70", "--match", "04_prefetch", "--no-run", "--json", str(report)]) == 0
     assert '"HMMA"' not in report.read_text(encoding="utf-8")
-    assert "1 of 1 configurations are as required" in capsys.readouterr().out
+    assert "3 of 3 configurations are as required" in capsys.readouterr().out
     monkeypatch.setattr(configurations, "principal", lambda: [VOLTA[0].changed(MIN_BLOCKS=4)])
     assert main(["--no-run"]) == 1
     assert "FAILS sm_70" in capsys.readouterr().out

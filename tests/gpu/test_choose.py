@@ -105,6 +105,36 @@ def test_copy_engine_only_where_rows_are_aligned():
     assert (dict(c.macros)["ASYNC"], dict(c.macros)["MODIFIED"]) == ("0", "1")
 
 
+def arrangement(atom, dim, sm_kib, **options):
+    c = configure(
+        atom, "float16", "float16", dim, dim, 999, sm_shared=sm_kib and sm_kib * 1024,
+        **{"aligned": True, "modified": False, **options},
+    )  # fmt: skip
+    macros = dict(c.macros)
+    return tuple(int(macros[name]) for name in ("WARPS", "WARP_ROWS", "KEYS"))
+
+
+def test_two_small_ctas_where_an_sm_holds_both_else_a_large_one():
+    assert arrangement(80, 128, 228) == arrangement(80, 128, 164) == (4, 32, 48)
+    assert arrangement(80, 128, 100) == arrangement(80, 128, None) == (8, 32, 32)
+    assert arrangement(80, 128, 164, modified=True) == arrangement(80, 128, 100, aligned=False) == (8, 16, 64)
+    assert (arrangement(80, 256, 228), arrangement(80, 256, 100)) == ((4, 16, 32), (8, 16, 32))
+    assert arrangement(75, 64, 64) == arrangement(75, 64, None) == (4, 32, 48)
+
+
+@pytest.mark.parametrize("atom", choose.ATOMS)
+def test_some_arrangement_fits_the_least_card(atom):
+    """Whatever the head dimensions and the call; and eight warps are there where shared memory allows it."""
+    variants = itertools.product((True, False), (False, True))
+    for (d, v), (aligned, modified) in itertools.product(
+        itertools.product((1, 64, 72, 128, 200, 256), repeat=2), variants
+    ):
+        c = configure(atom, "float16", "float16", d, v, 99, aligned=aligned, modified=modified)
+        fits = choose.SM_SHARED[atom] // (c.shared + (1024 if atom >= 80 else 0))
+        assert fits >= 1
+        assert fits * c.threads >= (256 if max(d, v) <= 128 or atom != 75 else 128)
+
+
 def test_quad_pairs_abreast_share_32_columns():
     c = configure(70, "float16", "float16", 200, 136, 99, aligned=True, modified=False)
     assert dict(c.macros) | {"V_DIM": "160", "HEAD_DIM": "208", "ABREAST": "2"} == dict(c.macros)

@@ -175,5 +175,5 @@ def test_arrays_in_cpu_memory_are_not_moved(backend):
         fastattention.attention(q, q, q, backend=backend)
     cache = fastattention.KVCache(1, 1, 8, dtype="float32", max_length=8)
     cache.append(q, q)
-    with pytest.raises(ValueError, match="backend: a KVCache keeps its keys and values in CPU memory"):
+    with pytest.raises(ValueError, match="backend: this KVCache keeps its keys and values in CPU memory"):
         cache.attend(q, backend=backend)

@@ -101,13 +101,14 @@ def test_fields_are_the_cpus(launches):
     twin = np.lib.stride_tricks.as_strided(np.zeros(3600, np.bool_), mask.shape, mask.strides)
     expected = cpu_problem(q, k, v, out, lse, mask=twin, **options)
     for name in PROBLEM.names:
-        if name in ("parts", "splits", "key_split"):
-            continue
+        if name in ("parts", "splits", "key_split") or name.startswith(("group", "page_shift", "page_mult")):
+            continue  # which the GPU's kernels alone have
         want = getattr(expected, name)
         if isinstance(want, ffi.CData) and ffi.typeof(want).kind == "pointer":
             continue
         want = list(want) if isinstance(want, ffi.CData) else want
         assert problem[name].tolist() == pytest.approx(want), name
+    assert problem["group"] == 2
     for name, array in {"q": q, "k": k, "v": v, "out": out, "lse": lse, "mask": mask}.items():
         assert problem[name] == array.data.ptr
     for name, array in {
@@ -175,11 +176,28 @@ def test_pages(launches):
     assert problem["k_scale_strides"].tolist() == [32, 16, 1]
 
 
-def test_too_many_for_a_launch(launches):
+def test_more_sequences_than_a_grid_has(launches):
     q = at((70000, 1, 1, 64), np.float16)
-    with pytest.raises(ValueError, match="q: a launch takes at most 65535 sequences"):
-        launch.attention(q, q, q, q, None, scale=1.0)
-    assert not launches.calls
+    launch.attention(q, q, q, q, None, scale=1.0)
+    assert [grid[2] for _, grid, *_ in launches.calls] == [35000, 35000]
+    first, second = (arguments[0] for _, _, _, arguments, _ in launches.calls)
+    for name in ("q", "k", "v", "out"):
+        assert int(second[name]) - int(first[name]) == 35000 * 64 * 2
+    assert first["batch"] == second["batch"] == 35000
+
+
+def test_each_part_has_the_small_arrays_it_needs(launches, monkeypatch):
+    monkeypatch.setattr(launch, "MAX_GRID", 2)
+    q, k = at((4, 2, 40, 64), np.float16), at((4, 1, 90, 64), np.float16)
+    lengths, slopes = np.array([90, 7, 0, 55]), np.arange(8, dtype=np.float32).reshape(4, 2)
+    launch.attention(q, k, k, q, None, scale=1.0, kv_lengths=lengths, alibi_slopes=slopes)
+    assert len(launches.calls) == len(launches.rooms) == 2
+    for n, ((_, grid, _, (problem,), _), room) in enumerate(zip(launches.calls, launches.rooms, strict=True)):
+        assert grid[1:] == (2, 2)
+        assert problem["alibi_batch_stride"] == 2
+        for name, array in {"kv_lengths": lengths, "alibi_slopes": slopes}.items():
+            part, offset = array[2 * n : 2 * n + 2], int(problem[name]) - room.ptr
+            assert room.memory[offset : offset + part.nbytes].tobytes() == part.tobytes()
 
 
 def test_alignment():
@@ -189,6 +207,11 @@ def test_alignment():
     assert not launch.is_aligned(at((1, 1, 5, 60), np.float16))
     assert not launch.is_aligned(at((1, 1, 5, 64), np.float16, strides=(0, 0, 132, 2)))
     assert launch.is_aligned(at((1, 1, 1, 64), np.float16, strides=(6, 6, 6, 2)))
+    far = 2**31
+    assert launch.is_aligned(at((1, 9, 5, 64), np.float16, strides=(far, far, -128, 2)))
+    assert not launch.is_aligned(at((1, 1, 5, 64), np.float16, strides=(128, 128, far, 2)))
+    assert launch.is_aligned(at((5, 9, 64), np.float16, strides=(128, far, 2)))
+    assert not launch.is_aligned(at((5, 9, 64), np.float16, strides=(-far, 128, 2)))
 
 
 @pytest.fixture
@@ -268,12 +291,6 @@ def test_out_between_the_inputs(atom):
     assert checked(q, k, v, out=out).out is out
     with pytest.raises(ValueError, match="out: shares memory with v"):
         checked(q, k, v, out=at((2, 4, 7, 8), address=base + 64 + 4, strides=steps))
-
-
-def test_explain_is_of_the_cpu():
-    q = at((2, 4, 3, 8))
-    with pytest.raises(ValueError, match=r"q: the plan is that of the CPU kernels; got .*cupy cuda:0"):
-        fastattention.explain(q, q, q)
 
 
 def test_cupy_is_not_imported_without_need():

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "results" / "audit-volta.json"
 SCHEMA = 1
 DIMS = (64, 128, 256)
+#: Arrangements with four warps, to compare: warps, rows of a warp, keys, quad-pairs abreast.
+OTHERS = {64: (4, 32, 64, 1), 128: (4, 32, 32, 1), 256: (4, 16, 16, 2)}
 EXCERPT = 15  # instructions
 
 
@@ -33,20 +35,20 @@ def sources(folder: Path) -> str:
 
 
 def arrangements() -> Iterator[tuple[str, configurations.Configuration]]:
-    """Yield the launcher's arrangement in steps 3 and 4 for each head dimension, and the audit's own."""
-    preferred = {c.number("HEAD_DIM"): c for c in configurations.principal() if c.architecture == 70}
+    """Yield the launcher's arrangement in steps 3 and 4 for each head dimension, and another one."""
     for dim in DIMS:
-        one = choose.configure(70, "float16", "float16", dim, dim, 4096, aligned=True, modified=False)
-        values = {name: int(value) if value.isdigit() else value for name, value in one.macros}
-        launched = configurations.Configuration(one.file, one.entry, 70, values)
-        yield "step before", replace(launched, source="03_tensor_cores.cu")
+        chosen = choose.configure(70, "float16", "float16", dim, dim, 4096, aligned=True, modified=False)
+        launched = configurations.Configuration(chosen, 70)
+        step_before = replace(chosen, file="03_tensor_cores.cu")
+        yield "step before", configurations.Configuration(step_before, 70)
         yield "launched", launched
-        yield "audit", preferred[dim]
+        warps, rows, keys, abreast = OTHERS[dim]
+        yield "other", configurations.prefill(70, dim, warps, rows, keys, abreast=abreast)
 
 
 def excerpt(found: configurations.Configuration) -> list[str]:
     """Return the loop's instructions around its first complete product, as the disassembler prints them."""
-    compiled = toolchain.compile_kernel(found.source, 70, found.macros, entry=found.entry)
+    compiled = toolchain.compile_kernel(found.source, 70, found.macros, entry=found.chosen.entry)
     code = toolchain.disassemble(compiled)
     loop = sass.tensor_loop(code)
     assert loop is not None, "no loop with matrix instructions"

@@ -148,7 +148,7 @@ def test_a_lane_is_described_as_its_maps_say(book_fragments: ModuleType) -> None
 def test_the_audit_that_the_book_reads_is_complete(book_gpu: ModuleType, record_audit: ModuleType) -> None:
     record = book_gpu.audit()
     assert record["schema"] == record_audit.SCHEMA
-    roles = {(study["role"], study["configuration"]["FA_HEAD_DIM"]) for study in record["studies"]}
+    roles = {(study["role"], int(study["configuration"]["FA_HEAD_DIM"])) for study in record["studies"]}
     assert roles == {
         (role, dim) for role in ("step before", "launched", "audit") for dim in record_audit.DIMS
     }

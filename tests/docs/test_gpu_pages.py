@@ -150,7 +150,7 @@ def test_the_audit_that_the_book_reads_is_complete(book_gpu: ModuleType, record_
     assert record["schema"] == record_audit.SCHEMA
     roles = {(study["role"], int(study["configuration"]["FA_HEAD_DIM"])) for study in record["studies"]}
     assert roles == {
-        (role, dim) for role in ("step before", "launched", "audit") for dim in record_audit.DIMS
+        (role, dim) for role in ("step before", "launched", "other") for dim in record_audit.DIMS
     }
     assert all(study["execution"]["error"] < 4e-3 for study in record["studies"])
 

@@ -7,14 +7,13 @@ its date, and says in a sentence when there is nothing yet.
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from book_figures import BLUE, GREEN, ORANGE, PINK, RED, SKY
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 NOTHING = "No {what} is recorded yet: `results/` holds no `{pattern}`."
@@ -158,65 +157,42 @@ def stall_figure(kernel: dict[str, Any], most: int = 8) -> tuple[Figure, str]:
 
 # -- Benchmarks ------------------------------------------------------------------------------------
 
+BENCH_SCHEMA = "gpu-1"  # of what the benchmark of GPUs writes
+LENGTH = 4096  # tokens of the rows that are drawn; others where a run has none
+
 
 def gpu_runs(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """Return the recorded benchmarks of GPUs, the newest of each piece of hardware first.
-
-    Files of either form are read: ``{hardware, date, rows: [{case, tflops, peers: {name: tflops}}]}``, or the
-    form of ``fastattention bench`` (``environment`` in place of ``hardware``, times of rounds in its rows).
-    """
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("bench-*gpu*.json"))]
-    return sorted(found, key=lambda run: run["date"], reverse=True)
+    """Return the recorded benchmarks of GPUs, the newest first: those of the CPU have another schema."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("bench-*.json"))]
+    runs = [run for run in found if run.get("schema") == BENCH_SCHEMA]
+    return sorted(runs, key=lambda run: run["date"], reverse=True)
 
 
 def hardware(run: dict[str, Any]) -> str:
     """Return what a benchmark ran on."""
-    environment = run.get("environment", {})
-    name = run.get("hardware") or environment.get("gpu") or environment.get("hardware")
-    if isinstance(name, dict):
-        name = name.get("name")
-    if not name:
-        raise ValueError(f"a GPU's benchmark must say its hardware, got {sorted(run)}")
-    return str(name)
+    return str(run["environment"]["gpu"])
 
 
-def _seconds(rounds: Sequence[Sequence[float]]) -> float:
-    return statistics.median(statistics.median(times) for times in rounds)
+def prefill_rows(run: dict[str, Any], length: int = LENGTH) -> list[tuple[str, str, dict[str, float]]]:
+    """Return (case, our kernel, TFLOP/s by name) of a benchmark's prefill rows in float16, ours first.
 
-
-def prefill_rows(run: dict[str, Any]) -> list[tuple[str, float, dict[str, float]]]:
-    """Return (case, TFLOP/s, those of peers) of a benchmark's prefill rows in float16.
-
-    Raises
-    ------
-    ValueError
-        A row has neither a rate nor times to compute one from.
+    Of our kernels the card's own counts: the first that the row names.
     """
+    prefill = [
+        row for row in run["rows"] if row["case"]["kind"] == "prefill" and row["case"]["dtype"] == "float16"
+    ]
     rows = []
-    for row in run["rows"]:
-        case = row["case"]
-        if case.get("kind") != "prefill" or case.get("dtype") != "float16":
-            continue
-        words = [
-            f"D={case['head_dim']}",
-            "causal" if case.get("causal") else "full",
-            f"{case['q_len']} tokens",
-        ]
-        peers = row.get("peers", {})
-        if "tflops" in row:
-            rate, others = (
-                float(row["tflops"]),
-                {name: float(x) for name, x in peers.items() if x is not None},
-            )
-        elif row.get("rounds") and "useful_flops" in row:
-            flops = row["useful_flops"] / 1e12
-            rate = flops / _seconds(row["rounds"])
-            others = {
-                name: flops / _seconds(peer["rounds"]) for name, peer in peers.items() if peer.get("rounds")
-            }
-        else:
-            raise ValueError(f"row {case}: expected tflops, or useful_flops and rounds; got {sorted(row)}")
-        rows.append((", ".join(words), rate, others))
+    for row in [row for row in prefill if row["case"]["q_len"] == length] or prefill:
+        case, timed = row["case"], row["summary"]["contenders"]
+        ours = next((name for name in timed if row["contenders"][name]["ours"]), None)
+        if ours is None:
+            continue  # refused, or wrong: the benchmark says so in its own report
+        if row["summary"]["unit"] != "TFLOP/s":
+            raise ValueError(f"{case}: expected TFLOP/s, got {row['summary']['unit']}")
+        rates = {ours: timed[ours]["rate"]}
+        rates |= {name: x["rate"] for name, x in timed.items() if not row["contenders"][name]["ours"]}
+        words = f"D={case['head_dim']}, {'causal' if case['causal'] else 'full'}, {case['q_len']} tokens"
+        rows.append((words, ours, rates))
     return rows
 
 
@@ -225,24 +201,24 @@ def prefill_figure(run: dict[str, Any]) -> tuple[Figure, str]:
     rows = prefill_rows(run)
     if not rows:
         raise ValueError("the benchmark has no prefill rows in float16")
-    names = ["FastAttention", *sorted({name for _, _, peers in rows for name in peers})]
-    colours = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
+    peers = sorted({name for _, ours, rates in rows for name in rates if name != ours})
+    names, colours = ["FastAttention", *peers], (BLUE, ORANGE, GREEN, PINK, SKY, RED)
     height = 0.8 / len(names)
     figure, axes = plt.subplots(figsize=(4.8, 0.9 + 0.26 * len(rows) * (len(names) + 1)))
     for n, name in enumerate(names):
-        rates = [rate if n == 0 else peers.get(name, 0.0) for _, rate, peers in rows]
-        places = [row - 0.4 + (n + 0.5) * height for row in range(len(rows))]
-        axes.barh(places, rates, height=height, color=colours[n % len(colours)], label=name)
-        for place, rate in zip(places, rates, strict=True):
-            if rate:
+        for row, (_, ours, rates) in enumerate(rows):
+            place, rate = row - 0.4 + (n + 0.5) * height, rates.get(ours if n == 0 else name)
+            if rate is not None:
+                axes.barh(place, rate, height=height, color=colours[n % len(colours)])
                 axes.text(rate, place, f" {rate:.0f}", va="center", fontsize=8)
     axes.set(yticks=range(len(rows)), yticklabels=[case.replace(", ", "\n", 1) for case, _, _ in rows])
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="TFLOP/s of useful work")
     axes.tick_params(axis="y", length=0, labelsize=9)
     axes.margins(x=0.12)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize=9)
+    patches = [Patch(color=colours[n % len(colours)], label=name) for n, name in enumerate(names)]
+    axes.legend(handles=patches, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, fontsize=9)
     plt.close(figure)
-    said = "; ".join(f"{case}: {rate:.0f}" for case, rate, _ in rows)
+    said = "; ".join(f"{case}: {rates[ours]:.0f}" for case, ours, rates in rows)
     return (
         figure,
         f"Measured prefill on {hardware(run)}, {run['date'][:10]}, TFLOP/s of FastAttention: {said}.",

@@ -102,38 +102,60 @@ def test_a_profile_without_stalls_is_refused(book_gpu: ModuleType) -> None:
         )
 
 
-CASE = {"kind": "prefill", "dtype": "float16", "head_dim": 128, "causal": True, "q_len": 4096}
+def benchmark() -> dict[str, Any]:
+    """Return a run as the benchmark of GPUs writes it, less what the book does not look at."""
+
+    def row(changes: dict[str, Any], rates: dict[str, float | None]) -> dict[str, Any]:
+        case = {"kind": "prefill", "dtype": "float16", "head_dim": 128, "causal": True, "q_len": 4096}
+        timed = {name: {"rate": rate} for name, rate in rates.items() if rate is not None}
+        return {
+            "case": case | changes,
+            "contenders": {name: {"ours": name.startswith("atom")} for name in rates},
+            "summary": {"unit": "TFLOP/s", "contenders": timed},
+        }
+
+    rows = [
+        row({}, {"atom 80": 250.0, "atom 75": 200.0, "flash": 300.0, "cuDNN": None}),
+        row({"causal": False}, {"atom 80": 260.0, "flash": None, "cuDNN": 500.0}),
+        row({"q_len": 1024}, {"atom 80": 1.0}),
+        row({"kind": "decode"}, {"atom 80": 2.0}),
+        row({"dtype": "bfloat16"}, {"atom 80": 3.0}),
+        row({"head_dim": 64}, {"atom 80": None, "flash": 4.0}),
+    ]
+    return {"schema": "gpu-1", "date": "2026-01-02", "environment": {"gpu": "A card"}, "rows": rows}
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"case": CASE, "tflops": 250.0, "peers": {"PyTorch": 300.0, "cuDNN": None}},
-        {
-            "case": CASE,
-            "useful_flops": 10**12,
-            "rounds": [[0.004, 0.004, 0.005], [0.004]],
-            "peers": {"PyTorch": {"rounds": [[1 / 300]]}, "cuDNN": {"rounds": []}},
-        },
-    ],
-    ids=["rates", "times"],
-)
-def test_prefill_of_a_benchmark_is_drawn(book_gpu: ModuleType, row: dict[str, Any]) -> None:
-    other = {"case": CASE | {"kind": "decode"}, "tflops": 1.0}
-    run = {"hardware": {"name": "A card"}, "date": "2026-01-02", "rows": [row, other]}
-    [(words, rate, peers)] = book_gpu.prefill_rows(run)
-    assert (words, rate) == ("D=128, causal, 4096 tokens", 250.0)
-    assert peers == {"PyTorch": pytest.approx(300.0)}
+def test_only_benchmarks_of_gpus_are_read(book_gpu: ModuleType, tmp_path: Path) -> None:
+    for name, changes in (("a", {}), ("b", {"date": "2026-02-02"}), ("c", {"schema": 3})):
+        (tmp_path / f"bench-{name}.json").write_text(json.dumps(benchmark() | changes), encoding="utf-8")
+    assert [run["date"] for run in book_gpu.gpu_runs(tmp_path)] == ["2026-02-02", "2026-01-02"]
+
+
+def test_prefill_of_a_benchmark_is_drawn(book_gpu: ModuleType) -> None:
+    run = benchmark()
+    assert book_gpu.prefill_rows(run) == [
+        ("D=128, causal, 4096 tokens", "atom 80", {"atom 80": 250.0, "flash": 300.0}),
+        ("D=128, full, 4096 tokens", "atom 80", {"atom 80": 260.0, "cuDNN": 500.0}),
+    ]
     figure, alt = book_gpu.prefill_figure(run)
-    assert [patch.get_width() for patch in figure.axes[0].patches] == pytest.approx([250.0, 300.0])
+    assert [patch.get_width() for patch in figure.axes[0].patches] == [250.0, 260.0, 500.0, 300.0]
     assert alt.startswith("Measured prefill on A card, 2026-01-02")
+    assert "D=128, full, 4096 tokens: 260" in alt
 
 
-def test_a_benchmark_without_figures_or_hardware_is_refused(book_gpu: ModuleType) -> None:
-    with pytest.raises(ValueError, match="expected tflops, or useful_flops and rounds"):
-        book_gpu.prefill_rows({"rows": [{"case": CASE}]})
-    with pytest.raises(ValueError, match="must say its hardware"):
-        book_gpu.hardware({"rows": []})
+def test_other_lengths_are_drawn_where_there_is_no_such_row(book_gpu: ModuleType) -> None:
+    run = benchmark()
+    run["rows"] = [row for row in run["rows"] if row["case"]["q_len"] != 4096]
+    assert [words for words, _, _ in book_gpu.prefill_rows(run)] == ["D=128, causal, 1024 tokens"]
+
+
+def test_a_benchmark_without_rows_or_in_other_units_is_refused(book_gpu: ModuleType) -> None:
+    run = benchmark()
+    run["rows"][0]["summary"]["unit"] = "GB/s"
+    with pytest.raises(ValueError, match="expected TFLOP/s"):
+        book_gpu.prefill_rows(run)
+    with pytest.raises(ValueError, match="no prefill rows"):
+        book_gpu.prefill_figure(benchmark() | {"rows": []})
 
 
 def test_a_lane_is_described_as_its_maps_say(book_fragments: ModuleType) -> None:

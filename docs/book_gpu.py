@@ -204,7 +204,7 @@ def prefill_figure(run: dict[str, Any]) -> tuple[Figure, str]:
     peers = sorted({name for _, ours, rates in rows for name in rates if name != ours})
     names, colours = ["FastAttention", *peers], (BLUE, ORANGE, GREEN, PINK, SKY, RED)
     height = 0.8 / len(names)
-    figure, axes = plt.subplots(figsize=(4.8, 0.9 + 0.26 * len(rows) * (len(names) + 1)))
+    figure, axes = plt.subplots(figsize=(3.5, 0.8 + 0.24 * len(rows) * (len(names) + 1)))
     for n, name in enumerate(names):
         for row, (_, ours, rates) in enumerate(rows):
             place, rate = row - 0.4 + (n + 0.5) * height, rates.get(ours if n == 0 else name)

@@ -29,7 +29,7 @@ requirements = $$($(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(ope
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-gpu bench sass lint format docs docs-serve wheel clean distclean
+.PHONY: help dev test test-gpu bench bench-gpu sass lint format docs docs-serve wheel clean distclean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run the same cases o
 
 bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure this machine and the kernels (PEERS=1: and other libraries; ARGS=--quick, --ladder)
 	$(BIN)/python -m fastattention bench $(ARGS)
+
+bench-gpu: $(VENV)/.installed-bench $(VENV)/.installed-gpu ## measure this GPU and the kernels, beside PyTorch where .venv has it (ARGS=--quick)
+	$(BIN)/python -m fastattention bench --gpu $(ARGS)
 
 sass: $(VENV)/.installed-sass ## audit the CUDA kernels' machine code, no GPU needed (ARGS=--all: every configuration)
 	$(BIN)/python -m fastattention.gpu.audit $(ARGS)

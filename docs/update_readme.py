@@ -1,4 +1,4 @@
-"""Fill the README's section of results from the newest file that ``make bench`` left in ``results/``.
+"""Fill the README's section of results from the newest files of ``make bench`` and ``make bench-gpu``.
 
 Run it from anywhere: ``python docs/update_readme.py``. With ``--check`` it changes nothing and exits with 1
 when the README is out of date. The book reads the same files through the functions here. The standard library
@@ -18,10 +18,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 SCHEMAS = (2, 3)  # of fastattention/bench/results.py
+GPU_SCHEMA = "gpu-1"  # of fastattention/bench/gpu/results.py
 
 TITLES = {
     "prefill": "**Prefill**: as many queries as keys. Work counted: visible pairs only.",
     "decode": "**Decode**: one query a head or a few, keys and values read once.",
+}
+GPU_TITLES = {
+    "prefill": "**Prefill**: as many queries as keys. Work counted: visible pairs only.",
+    "decode": "**Decode**: one query a head; caches take turns, so that none waits in the L2.",
 }
 NOTHING = (
     "No measurement is committed yet. `make bench` writes one into `results/`, and "
@@ -29,8 +34,14 @@ NOTHING = (
 )
 
 
-def newest(folder: Path) -> dict[str, Any] | None:
+def newest(folder: Path, *, gpu: bool = False) -> dict[str, Any] | None:
     """Return the newest benchmark run in `folder` by its own date, or None when there is none.
+
+    Parameters
+    ----------
+    folder : Path
+    gpu : bool
+        Of a GPU, rather than of a CPU.
 
     Raises
     ------
@@ -40,10 +51,11 @@ def newest(folder: Path) -> dict[str, Any] | None:
     runs = []
     for path in sorted(folder.glob("bench-*.json")):
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if run.get("schema") not in SCHEMAS:
-            expected = " or ".join(map(str, SCHEMAS))
+        if run.get("schema") not in (*SCHEMAS, GPU_SCHEMA):
+            expected = " or ".join(map(str, (*SCHEMAS, GPU_SCHEMA)))
             raise ValueError(f"{path}: schema {run.get('schema')!r}, expected {expected}")
-        runs.append(run)
+        if (run["schema"] == GPU_SCHEMA) == gpu:
+            runs.append(run)
     return max(runs, key=lambda run: str(run["date"]), default=None)
 
 
@@ -168,8 +180,148 @@ def remarks(run: dict[str, Any]) -> list[str]:
     return lines + [f"Not on this machine: {count} rows; {why}." for why, count in counts.items()]
 
 
-def section(run: dict[str, Any] | None) -> str:
+def gpu_machine(run: dict[str, Any]) -> str:
+    """Return a sentence on the GPU and the software of a run, and one on what the card does at best."""
+    where = run["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    limits = ", ".join(
+        f"{name} {values[0]:,.0f} {'GB/s' if name == 'copy' else 'TFLOP/s'}"
+        for name, values in run["limits"].items()
+    )
+    runtime = where["cuda_runtime"]
+    return (
+        f"{where['gpu']}, compute capability {'.'.join(map(str, where['compute_capability']))}, "
+        f"driver {where['driver']}, CUDA {runtime // 1000}.{runtime % 1000 // 10}; "
+        f"{str(run['date'])[:10]}; {versions}. Limits, measured in the same run: {limits}."
+    )
+
+
+def gpu_headline(case: dict[str, Any]) -> bool:
+    """Whether a row of a GPU is among the dozen of its table that the README shows."""
+    if case["kind"] == "prefill":
+        return case["dtype"] == "float16" and case["head_dim"] <= 128 and case["k_len"] in (4096, 16384)
+    plain = case["dtype"] == "float16" and not case["page_size"]
+    return case["kv_heads"] == 8 and (plain or case["k_len"] == 32768)
+
+
+def gpu_older(case: dict[str, Any]) -> bool:
+    """Whether the README shows also what the kernels of older cards reach in this row."""
+    return case["kind"] == "prefill" and case["k_len"] == 4096
+
+
+def _always(case: dict[str, Any]) -> bool:
+    return True
+
+
+def gpu_tables(
+    run: dict[str, Any],
+    *,
+    only: Callable[[dict[str, Any]], bool] = _always,
+    older: Callable[[dict[str, Any]], bool] = _always,
+) -> str:
+    """Return the rows of a run on a GPU as Markdown tables, prefill and decode apart.
+
+    Parameters
+    ----------
+    run : dict
+        As `newest` returns it with `gpu`.
+    only : callable
+        Takes a case; says whether its row is shown.
+    older : callable
+        Takes a case; says whether the kernels of older cards are shown, beside the card's own.
+    """
+    goals: dict[str, list[dict[str, Any]]] = {}
+    for goal in run["goals"]:
+        goals.setdefault(goal["row"], []).append(goal)
+    parts = []
+    for kind, title in GPU_TITLES.items():
+        rows = [row for row in run["rows"] if row["case"]["kind"] == kind and only(row["case"])]
+        if rows:
+            parts.append(f"{title}\n\n{_gpu_table(rows, goals, older)}")
+    return "\n\n".join(parts)
+
+
+def _gpu_table(
+    rows: list[dict[str, Any]],
+    goals: dict[str, list[dict[str, Any]]],
+    older: Callable[[dict[str, Any]], bool],
+) -> str:
+    peers = list(
+        dict.fromkeys(name for row in rows for name, who in row["contenders"].items() if not who["ours"])
+    )
+    heads = ["type", "sees", "heads", "D", "keys", "batch", "kernel", "ms", rows[0]["summary"]["unit"]]
+    lines = [[*heads, "of limit", "target", *peers]]
+    lines.append(["---", "---"] + ["--:"] * 4 + ["---"] + ["--:"] * 3 + ["---"] + ["--:"] * len(peers))
+    for row in rows:
+        case = row["case"]
+        sees = "causal" if case["causal"] else "full"
+        if case["page_size"]:
+            sees += f", pages of {case['page_size']}"
+        shared = "" if case["q_heads"] == case["kv_heads"] else f"/{case['kv_heads']}"
+        cells = [case["dtype"], sees, f"{case['q_heads']}{shared}"]
+        cells += [str(case[name]) for name in ("head_dim", "k_len", "batch")]
+        figures = row["summary"]["contenders"]
+        kernels = [name for name, who in row["contenders"].items() if who["ours"] and name in figures]
+        for name in kernels if older(case) else kernels[:1]:
+            judged = goals.get(f"{row['summary']['name']} {name}", [])
+            line = [*cells, *_gpu_cells(name, row["contenders"][name], figures[name])]
+            line.append(", ".join(map(_gpu_verdict, judged)))
+            lines.append(line + [_gpu_peer(row, figures[name], peer) for peer in peers])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _gpu_cells(name: str, who: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    rate = found["rate"]
+    mode = "" if found["mode"] == "graph" else ", launched one by one"
+    return [
+        name + (", emulated" if who["emulated"] else "") + mode,
+        f"{found[found['mode'] + '_ms']:.3g}",
+        f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}",
+        f"{found['percent_of_limit']:.0f} % of {who['limit']}",
+    ]
+
+
+def _gpu_verdict(goal: dict[str, Any]) -> str:
+    text = f"{goal['bound']:g}×" if goal["kind"] == "peers" else goal["text"]
+    return f"{text} {'met' if goal['met'] else '**missed**'}"
+
+
+def _gpu_peer(row: dict[str, Any], found: dict[str, Any], peer: str) -> str:
+    who = row["contenders"].get(peer)
+    if who is None:
+        return ""
+    if who["status"] != "ok":
+        return "wrong" if who["status"] == "failed" else "none"
+    return f"{found['peer_ratios'][peer]:.2f}×"
+
+
+def gpu_section(run: dict[str, Any] | None) -> str:
+    """Return what the README says of a run on a GPU; nothing where there is none."""
+    if run is None:
+        return ""
+    goals = run["goals"]
+    met = sum(goal["met"] for goal in goals)
+    lines = [f"Targets on this GPU: {met} of {len(goals)} met, over all rows."] if goals else []
+    lines += [f"Peer left out: {name}: {why}." for name, why in run["environment"]["absent_peers"].items()]
+    counts = Counter(run["left_out"].values())
+    lines += [f"Not on this GPU: {count} rows; {why}." for why, count in counts.items()]
+    reading = (
+        "*ms*: replayed from a CUDA graph. *Of limit*: in percent of what the kernel's own instruction "
+        "reaches from registers, or copying memory (bytes read and written), in the same rounds. A backend's "
+        "*2.00×*: it takes twice our time in the same round, both from graphs. *Emulated*: the card has no "
+        "such instruction, the compiler replaces it."
+    )
+    rows = gpu_tables(run, only=gpu_headline, older=gpu_older)
+    parts = [gpu_machine(run), *([rows] if rows else []), "  \n".join(lines), reading]
+    return "### On a GPU\n\n" + "\n\n".join(parts)
+
+
+def section(run: dict[str, Any] | None, gpu_run: dict[str, Any] | None = None) -> str:
     """Return what belongs between the README's markers."""
+    return "\n\n".join(part for part in (_cpu_section(run), gpu_section(gpu_run)) if part)
+
+
+def _cpu_section(run: dict[str, Any] | None) -> str:
     if run is None:
         return NOTHING
     reading = (
@@ -213,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="the folder with bench-*.json")
     args = parser.parse_args(argv)
     old = args.readme.read_text(encoding="utf-8")
-    new = fill(old, section(newest(args.results)))
+    new = fill(old, section(newest(args.results), newest(args.results, gpu=True)))
     if args.check:
         if new != old:
             print(f"{args.readme} is out of date: run python docs/update_readme.py", file=sys.stderr)

@@ -16,7 +16,7 @@ from .choose import Configuration
 from .compile import compiled
 from .device import card, load_cupy
 from .launch import allocate
-from .problem import address, strides
+from .problem import address, by_value, strides
 
 __all__ = ["APPEND", "append", "configuration_of_append", "upload", "zeros"]
 
@@ -115,7 +115,7 @@ def append(
                 filled[name] = at
                 at += 8 * batch
     blocks = -(-2 * batch * kv_heads * tokens // _WARPS)
-    kernel.function((blocks,), (configuration.threads,), (filled,))
+    kernel.function((blocks,), (configuration.threads,), (by_value(filled),))
     del kept  # until here
 
 

@@ -6,6 +6,7 @@ Arrangements were measured (results/); the sizes follow the formulas in the kern
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = [
     "ATOMS", "DECODE_ROWS", "MAX_SPLITS", "Configuration", "atom_of", "configure", "grid", "resident",
@@ -64,7 +65,7 @@ _PREFILL = {
     70: (
         Arrangement(64, 4, 32, 64, 2),
         Arrangement(128, 8, 32, 32, 2, plain=True),
-        Arrangement(128, 8, 32, 16, 2),
+        Arrangement(128, 8, 16, 32, 2),
         Arrangement(256, 8, 16, 16, 2),
     ),
     75: (
@@ -119,6 +120,13 @@ class Configuration:
     shared: int
     part: int = 0
 
+    def __post_init__(self) -> None:
+        names = self.file, self.entry, self.macros, self.threads, self.rows, self.step, self.shared, self.part
+        object.__setattr__(self, "_hash", hash(names))
+
+    def __hash__(self) -> int:  # compiled kernels are looked up by it at every call
+        return int(self._hash)  # type: ignore[attr-defined]
+
     def decode_shared(self, splits: int) -> int:
         """Bytes of dynamic shared memory that decode needs where keys are in so many parts."""
         return max(self.shared, self.rows * (splits + 2) * 4)
@@ -149,6 +157,7 @@ def atom_of(major: int, minor: int) -> int:
     )
 
 
+@lru_cache(maxsize=4096)  # a pure function of a few numbers, asked at every call
 def configure(
     atom: int, q_dtype: str, kv_dtype: str, head_dim: int, v_dim: int, rows: int, *, aligned: bool,
     modified: bool, paged: bool = False, sm_shared: int | None = None,

@@ -16,16 +16,17 @@ from typing import Any
 from .choose import Configuration
 from .device import WHEELS, Card, load_cupy
 
-__all__ = ["KERNELS", "Compiled", "compiled", "options"]
+__all__ = ["KERNELS", "PROBES", "Compiled", "compiled", "compiled_probe", "options"]
 
-#: Where the CUDA sources are.
+#: Where the CUDA sources are: of the kernels, and of the probes of a card's limits (rates.py).
 KERNELS = Path(__file__).with_name("kernels")
+PROBES = Path(__file__).with_name("probes")
 
 #: Beyond this many bytes, a kernel has to ask for its dynamic shared memory.
 _PLAIN_SHARED = 48 * 1024
 
 _compiled: dict[tuple[int, Configuration], Compiled] = {}
-_lock = threading.Lock()
+_locks: dict[tuple[int, Configuration], threading.Lock] = {}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def compiled(configuration: Configuration, card: Card) -> Compiled:
     key = card.number, configuration
     found = _compiled.get(key)
     if found is None:
-        with _lock:  # two threads that need the same kernel compile it once
+        # Two threads that need the same kernel compile it once; others compile theirs meanwhile.
+        with _locks.setdefault(key, threading.Lock()):
             found = _compiled.get(key)
             if found is None:
                 found = _compiled[key] = _compile(configuration, card)
@@ -80,17 +82,47 @@ def _compile(configuration: Configuration, card: Card) -> Compiled:
             f"backend: 'gpu': {configuration.file} needs {configuration.shared} bytes of shared memory for "
             f"these head dimensions, and {card.name} gives a block {card.block_shared}"
         )
+    return _build(
+        configuration.file, source(configuration), options(configuration), configuration.entry,
+        configuration.shared, card,
+    )  # fmt: skip
+
+
+@cache
+def compiled_probe(name: str, macros: tuple[tuple[str, str], ...], card: Card) -> Compiled:
+    """Return a probe, ``probes/<name>.cu``, for the current device, which is `card`.
+
+    Parameters
+    ----------
+    name : str
+    macros : tuple of (str, str)
+        Without their prefix ``FA_``.
+    card : Card
+
+    Raises
+    ------
+    RuntimeError
+        As `compiled`.
+    """
+    code = (PROBES / f"{name}.cu").read_text(encoding="utf-8")
+    defines = (f"-DFA_{key}={value}" for key, value in macros)
+    return _build(f"{name}.cu", code, ("-std=c++17", "-default-device", *defines), name, 0, card)
+
+
+def _build(
+    file: str, code: str, arguments: tuple[str, ...], entry: str, shared: int, card: Card
+) -> Compiled:  # fmt: skip
     cupy = load_cupy()
     try:
-        module = cupy.RawModule(code=source(configuration), options=options(configuration), backend="nvrtc")
-        function = module.get_function(configuration.entry)
-        if configuration.shared > _PLAIN_SHARED:
-            function.max_dynamic_shared_size_bytes = configuration.shared
+        module = cupy.RawModule(code=code, options=arguments, backend="nvrtc")
+        function = module.get_function(entry)
+        if shared > _PLAIN_SHARED:
+            function.max_dynamic_shared_size_bytes = shared
         return Compiled(function, int(function.num_regs))
     except (cupy.cuda.compiler.CompileException, RuntimeError, OSError, ImportError) as error:
         capability = f"{card.capability[0]}.{card.capability[1]}"
         raise RuntimeError(
-            f"backend: 'gpu': {configuration.file} cannot be compiled for {card.name} (compute capability "
+            f"backend: 'gpu': {file} cannot be compiled for {card.name} (compute capability "
             f"{capability}) by CuPy {cupy.__version__}: {error}\nWhere CuPy finds no compiler (NVRTC), or "
             f"one that does not know this GPU: {WHEELS}"
         ) from error

@@ -7,6 +7,7 @@ kernel.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from .compile import Compiled, compiled
 from .device import Card, card, get_atom, load_cupy
 from .plan import Explained, Plan, planned
 from .portions import MAX_GRID, Call, portions
-from .problem import address, fill
+from .problem import address, by_value, fill
 
 __all__ = ["attention", "configuration_of", "explain", "is_aligned", "is_modified"]
 
@@ -32,12 +33,19 @@ def is_aligned(*arrays: Any) -> bool:
         size = array.dtype.itemsize
         if address(array) % 16 or array.shape[-1] * size % 16:
             return False
-        if any(step % 16 for n, step in zip(array.shape[:-1], array.strides[:-1], strict=True) if n > 1):
-            return False
+        for n, step in zip(array.shape[:-1], array.strides[:-1], strict=True):
+            if step % 16 and n > 1:
+                return False
         rows = 0 if array.ndim == 3 else -2  # packed sequences: (rows, heads, elements)
         if array.shape[rows] > 1 and abs(array.strides[rows]) >= 2**31:
             return False
     return True
+
+
+@cache
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """Return a dtype's name, which NumPy puts together anew each time."""
+    return dtype.name
 
 
 def is_modified(scale: float, softcap: float, mask: Any, alibi_slopes: Any) -> bool:
@@ -56,7 +64,7 @@ def configuration_of(
     q_len = max_seqlen_q if packed else q.shape[2]
     rows = q.shape[1] // v.shape[1] * q_len
     return configure(
-        atom, q.dtype.name, k.dtype.name, q.shape[-1], v.shape[-1], rows,
+        atom, _name_of(q.dtype), _name_of(k.dtype), q.shape[-1], v.shape[-1], rows,
         aligned=is_aligned(q, k, v), modified=is_modified(scale, softcap, mask, alibi_slopes),
         paged=block_table is not None, sm_shared=sm_shared,
     )  # fmt: skip
@@ -183,7 +191,7 @@ def _to_device(arrays: dict[str, Any]) -> tuple[dict[str, int], list[Any]]:
 
 
 def _launch(configuration: Configuration, kernel: Compiled, plan: Plan, problem: NDArray[Any]) -> None:
-    arguments: tuple[Any, ...] = (problem,)
+    arguments: tuple[Any, ...] = ()
     room = None
     if configuration.entry == "decode":
         counters = 0
@@ -195,8 +203,10 @@ def _launch(configuration: Configuration, kernel: Compiled, plan: Plan, problem:
             (room + floats).memset_async(0, 4 * plan.sets)
             problem["parts"] = int(room.ptr)
         problem["splits"], problem["key_split"] = plan.splits, plan.split_keys
-        arguments = problem, np.uint64(counters), np.int32(plan.row_blocks)
-    kernel.function(plan.grid, (configuration.threads,), arguments, shared_mem=plan.shared)
+        arguments = np.uint64(counters), np.int32(plan.row_blocks)
+    kernel.function(
+        plan.grid, (configuration.threads,), (by_value(problem), *arguments), shared_mem=plan.shared
+    )
     del room  # until here
 
 

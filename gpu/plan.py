@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -55,6 +56,18 @@ class Explained:
 def planned(configuration: Configuration, registers: int, here: Card, call: Call) -> Plan:
     """Return how a call is launched that one launch takes (`portions`)."""
     n = sizes(call)
+    return _planned(
+        configuration, registers, here, n["batch"], n["q_heads"], n["kv_heads"], n["q_len"],
+        1 if configuration.entry == "attention" else _longest(call),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)  # a decoder asks for the same until its keys are a step more
+def _planned(
+    configuration: Configuration, registers: int, here: Card, batch: int, q_heads: int, kv_heads: int,
+    q_len: int, longest: int,
+) -> Plan:  # fmt: skip
+    n = {"batch": batch, "q_heads": q_heads, "kv_heads": kv_heads, "q_len": q_len}
     fits = resident(
         configuration, registers, sm_threads=here.sm_threads, sm_registers=here.sm_registers,
         sm_shared=here.sm_shared,
@@ -63,7 +76,7 @@ def planned(configuration: Configuration, registers: int, here: Card, call: Call
         return Plan(grid(configuration, **n), fits, configuration.shared)
     _, heads, _ = grid(configuration, **n)
     sets = n["batch"] * heads
-    splits, size = split_keys(configuration.step, _longest(call), sets, here.sms * fits)
+    splits, size = split_keys(configuration.step, longest, sets, here.sms * fits)
     floats = sets * splits * configuration.rows * configuration.part
     return Plan(
         grid(configuration, **n, splits=splits), fits, configuration.decode_shared(splits),

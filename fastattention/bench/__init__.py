@@ -8,7 +8,8 @@ arrays and the same cores, and are checked likewise.
 arrays, `calls` how we are called, `limits` what a row is judged by, `measure` how an output is checked,
 `rounds` in what order everybody is timed, `peers` how other libraries join, `memory` what a call needs beside
 its arrays, `targets` what the kernels are meant to reach. `ladder` and
-`perplexity` are benchmarks of their own: of kernels to learn from, of what a rounded cache costs a model.
+`perplexity` are benchmarks of their own: of kernels to learn from, of what a rounded cache costs a model. The
+room `gpu` has that of the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -44,6 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     other = parser.add_mutually_exclusive_group()
     other.add_argument(
+        "--gpu",
+        action="store_true",
+        help="instead, measure the GPU, its kernels and PyTorch's (needs CuPy; no --threads, no --isa)",
+    )
+    other.add_argument(
+        "--plot",
+        type=Path,
+        metavar="RESULTS",
+        help="instead, draw the figures of a results file that is there, of a CPU or a GPU",
+    )
+    other.add_argument(
         "--ladder",
         action="store_true",
         help="instead, climb from three loops to the library's kernel, one idea a step",
@@ -67,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json",
         type=Path,
         metavar="PATH",
-        help="where to write the results (default: results/bench-<cpu>-<date>.json, or ladder-...)",
+        help="where to write the results (default: results/bench-<cpu or gpu>-<date>.json, or ladder-...)",
     )
     parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
 
@@ -95,7 +107,11 @@ def _peer_names(text: str) -> tuple[str, ...]:
 def main(args: argparse.Namespace) -> int:
     """Run the benchmark; return 0, or 1 when an output was wrong, or 2 when it could not run."""
     try:
-        if args.perplexity:
+        if args.plot is not None:
+            from .plot_file import run
+        elif args.gpu:
+            from .gpu.run import run
+        elif args.perplexity:
             from .perplexity import run
         elif args.ladder:
             from .ladder import run

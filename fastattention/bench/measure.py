@@ -17,7 +17,10 @@ from .. import reference
 from .cases import Case
 from .data import Data
 
-__all__ = ["TOLERANCE", "Expected", "error", "expected_rows", "pin", "pinned", "process_cores", "time_call"]
+__all__ = [
+    "TOLERANCE", "Expected", "error", "expected_rows", "pin", "pinned", "process_cores", "row_error",
+    "time_call",
+]  # fmt: skip
 
 #: Largest error of a sampled row, relative to that row's largest entry. float32: sums of some thousand terms
 #: in another order and a polynomial exponential, with room; a kernel that works in bfloat16 inside misses it
@@ -82,10 +85,14 @@ def error(expected: Expected, out: NDArray[Any]) -> float:
     # The last sequence, head and query are always in the sample.
     if out.shape[:3] != tuple(int(place.max()) + 1 for place in places):
         return float("inf")
-    sampled = out[places].astype(np.float64)
+    return row_error(rows, out[places].astype(np.float64))
+
+
+def row_error(rows: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    """Return the largest error of `found`, relative to the maximum of each right row; NaN stays."""
     largest = np.abs(rows).max(axis=1)
     largest[largest == 0] = 1  # a row whose keys are all hidden is exactly 0
-    return float((np.abs(sampled - rows).max(axis=1) / largest).max())
+    return float((np.abs(found - rows).max(axis=1) / largest).max())
 
 
 def time_call(call: Callable[[], object], budget: float, maximum: int = 1000) -> list[float]:

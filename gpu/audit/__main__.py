@@ -16,7 +16,11 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m fastattention.gpu.audit",
         description="Compile the CUDA kernels without a GPU and check their machine code.",
     )
-    parser.add_argument("--all", action="store_true", help="every variant, and the ladder; else what calls without extras take")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also every variant, and the ladder",
+    )
     parser.add_argument(
         "--candidates", action="store_true", help="Volta's arrangements to choose from; fails for none"
     )

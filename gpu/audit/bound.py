@@ -49,8 +49,8 @@ def pipe_of(name: str) -> str:
 
 
 _BUSY = {"tensor": 2, "multiply": 2, "function": 8, "integer": 2, "control": 1}
-# Cycles from issue until a scoreboard is free. LDS and LDG (found in L2): as microbenchmarks of a V100 at 1530 MHz
-# found them (compare Jia et al. 2018, named in sass.py); the others are assumed.
+# Cycles from issue until a scoreboard is free. LDS and LDG (found in L2): as microbenchmarks of a V100 at
+# 1530 MHz found them (compare Jia et al. 2018, named in sass.py); the others are assumed.
 _LATENCY = {"LDS": 26, "SHFL": 26, "LDG": 211, "HMMA": 10, "STS": 20, "STG": 20, "LDL": 40, "STL": 20}
 _FUNCTION_LATENCY, _READ_LATENCY, _BARRIER_LATENCY = 20, 12, 20
 _QUEUED = (

@@ -1,4 +1,4 @@
-"""What is audited: what the launcher chooses, asked of the launcher itself, and the steps of the ladder before.
+"""What is audited: what the launcher chooses, asked of the launcher itself, and the ladder before it.
 
 Macros, threads and shared memory are `choose.Configuration`'s: nothing here decides any of them.
 """
@@ -129,7 +129,15 @@ def launched(
         ):
             try:
                 chosen = configure(
-                    atom, q_dtype, kv_dtype, dim, v_dim, count, aligned=aligned, modified=modified, paged=False
+                    atom,
+                    q_dtype,
+                    kv_dtype,
+                    dim,
+                    v_dim,
+                    count,
+                    aligned=aligned,
+                    modified=modified,
+                    paged=False,
                 )
             except TypeError:
                 continue

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .integers import combine
+from .integers import COMPARE, choice, combine
 from .memory import KernelError
 from .operands import flags, predicate, real, register, word
 from .processor import Warp, opcode
@@ -69,12 +69,7 @@ def ffma(i: Instruction) -> Effect:
 
 @opcode("FMNMX")
 def fmnmx(i: Instruction) -> Effect:
-    result, a, b, smaller = (
-        register(i.operands[0]),
-        real(i.operands[1]),
-        real(i.operands[2]),
-        flags(i.operands[3]),
-    )
+    result, a, b, smaller = choice(i, real)
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         x, y = a(warp), b(warp)
@@ -85,17 +80,8 @@ def fmnmx(i: Instruction) -> Effect:
 
 @opcode("FSEL")
 def fsel(i: Instruction) -> Effect:
-    result, a, b, condition = (
-        register(i.operands[0]),
-        real(i.operands[1]),
-        real(i.operands[2]),
-        flags(i.operands[3]),
-    )
+    result, a, b, condition = choice(i, real)
     return lambda warp, mask: warp.set(result, _bits(np.where(condition(warp), a(warp), b(warp))), mask)
-
-
-_COMPARE = {"LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal, "EQ": np.equal,
-            "NE": np.not_equal}  # fmt: skip
 
 
 @opcode("FSETP")
@@ -104,7 +90,7 @@ def fsetp(i: Instruction) -> Effect:
     a, b, other = real(i.operands[2]), real(i.operands[3]), flags(i.operands[4])
     name = i.parts[1]
     unordered = len(name) == 3 and name.endswith("U")
-    compare = _COMPARE.get(name[:2])
+    compare = COMPARE.get(name[:2])
     if compare is None or len(name) > 3:
         raise KernelError(f"{i.opcode}: not known")
 

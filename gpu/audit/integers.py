@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .memory import KernelError, Words
-from .operands import flags, is_predicate, predicate, raw, register, word
+from .operands import Flags, flags, is_predicate, predicate, raw, register, word
 from .processor import Warp, opcode
 from .sass import Instruction
 
 Effect = Callable[[Warp, NDArray[np.bool_]], None]
+_Source = TypeVar("_Source")
 _MASK = np.uint64(0xFFFFFFFF)
 
 
@@ -117,8 +120,8 @@ def _pair(token: str) -> Callable[[Warp], NDArray[np.uint64]]:
         return lambda warp: _wide(warp.registers[number]) | _wide(warp.registers[number + 1]) << np.uint64(32)
     if token.startswith("c["):
         low = raw(token)
-        offset = int(token.rsplit("[", 1)[1].rstrip("]"), 16)
-        return lambda warp: _wide(low(warp)) | _wide(warp.constant(0, offset + 4)) << np.uint64(32)
+        bank, offset = (int(part, 16) for part in re.findall(r"0x[0-9a-f]+", token))
+        return lambda warp: _wide(low(warp)) | _wide(warp.constant(bank, offset + 4)) << np.uint64(32)
     low = raw(token)
     return lambda warp: _wide(low(warp))
 
@@ -172,8 +175,9 @@ def shf(i: Instruction) -> Effect:
     return effect
 
 
-_COMPARE = {"LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal, "EQ": np.equal,
-            "NE": np.not_equal}  # fmt: skip
+#: What the first modifier of ISETP and FSETP names.
+COMPARE = {"LT": np.less, "LE": np.less_equal, "GT": np.greater, "GE": np.greater_equal, "EQ": np.equal,
+           "NE": np.not_equal}  # fmt: skip
 
 
 def combine(i: Instruction, base: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -194,7 +198,7 @@ def isetp(i: Instruction) -> Effect:
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         x, y = a(warp).view(kind), b(warp).view(kind)
-        base = _COMPARE[name](x, y)
+        base = COMPARE[name](x, y)
         if lower is not None:  # upper halves: where they are the same, the lower ones decide
             strict = {"LE": "LT", "GE": "GT"}.get(name, name)
             equal = x == y
@@ -203,7 +207,7 @@ def isetp(i: Instruction) -> Effect:
             elif name == "NE":
                 base = ~equal | lower(warp)
             else:
-                base = _COMPARE[strict](x, y) | equal & lower(warp)
+                base = COMPARE[strict](x, y) | equal & lower(warp)
         o = other(warp)
         warp.set_predicate(first, combine(i, base, o), mask)
         warp.set_predicate(second, combine(i, ~base, o), mask)
@@ -219,6 +223,7 @@ def lop3(i: Instruction) -> Effect:
     result = register(tokens[0])
     a, b, c = (word(t) for t in tokens[1:4])
     table = int(tokens[4], 16)
+    also, both = flags(tokens[5]), i.has("PAND")
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
         x, y, z = a(warp), b(warp), c(warp)
@@ -227,7 +232,8 @@ def lop3(i: Instruction) -> Effect:
             if table >> case & 1:
                 value |= (x if case & 4 else ~x) & (y if case & 2 else ~y) & (z if case & 1 else ~z)
         warp.set(result, value, mask)
-        warp.set_predicate(out, value != 0, mask)
+        some = value != 0
+        warp.set_predicate(out, some & also(warp) if both else some | also(warp), mask)
 
     return effect
 
@@ -247,25 +253,22 @@ def plop3(i: Instruction) -> Effect:
     return effect
 
 
+def choice(
+    i: Instruction, read: Callable[[str], _Source]
+) -> tuple[int, _Source, _Source, Callable[[Warp], Flags]]:
+    """Result, two sources and the predicate that chooses between them."""
+    return register(i.operands[0]), read(i.operands[1]), read(i.operands[2]), flags(i.operands[3])
+
+
 @opcode("SEL")
 def sel(i: Instruction) -> Effect:
-    result, a, b, condition = (
-        register(i.operands[0]),
-        word(i.operands[1]),
-        word(i.operands[2]),
-        flags(i.operands[3]),
-    )
+    result, a, b, condition = choice(i, word)
     return lambda warp, mask: warp.set(result, np.where(condition(warp), a(warp), b(warp)), mask)
 
 
 @opcode("IMNMX")
 def imnmx(i: Instruction) -> Effect:
-    result, a, b, condition = (
-        register(i.operands[0]),
-        word(i.operands[1]),
-        word(i.operands[2]),
-        flags(i.operands[3]),
-    )
+    result, a, b, condition = choice(i, word)
     kind = np.uint32 if i.has("U32") else np.int32
 
     def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:

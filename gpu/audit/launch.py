@@ -32,7 +32,7 @@ class _Placed:
 
 
 def _place(heap: Heap, array: NDArray[np.generic], padding: int) -> _Placed:
-    """Copies an array in, with so many poisoned elements behind each row; what lies there is not the kernel's."""
+    """Copies an array in, with so many elements of NaN behind each row."""
     rows = np.full((*array.shape[:-1], array.shape[-1] + padding), np.nan, array.dtype)
     rows[..., : array.shape[-1]] = array
     return _Placed(array.shape, rows.strides, array.dtype, _Place(heap.place(rows)))
@@ -85,15 +85,19 @@ def attention(
         elements, the kernel must be one without FA_ALIGNED.
     """
     batch, heads, q_len, dim = q.shape
-    outputs = (np.full((*q.shape[:3], v.shape[3]), np.nan, np.float16), np.full(q.shape[:3], np.nan, np.float32))
+    outputs = (
+        np.full((*q.shape[:3], v.shape[3]), np.nan, np.float16),
+        np.full(q.shape[:3], np.nan, np.float32),
+    )
     sizes = [x.nbytes // x.shape[-1] * (x.shape[-1] + padding) for x in (q, k, v, outputs[0])]
     heap = Heap(sum(sizes) + outputs[1].nbytes + 16384)
-    placed = [_place(heap, x, padding) for x in (q, k, v, outputs[0])]
+    on_device = [_place(heap, x, padding) for x in (q, k, v, outputs[0])]
     lse = _place(heap, outputs[1], 0)
     offsets = None if q_offset is None else heap.place(np.full(batch, q_offset, np.int64))
     problem = fill(
-        *placed, lse, scale=dim**-0.5, softcap=softcap, window_left=window[0], window_right=window[1], mask=None,
-        k_scales=None, v_scales=None, page_size=0, max_seqlen_q=0, max_seqlen_k=0, sequences=None,
+        on_device[0], on_device[1], on_device[2], on_device[3], lse,
+        scale=dim**-0.5, softcap=softcap, window_left=window[0], window_right=window[1],
+        mask=None, k_scales=None, v_scales=None, page_size=0, max_seqlen_q=0, max_seqlen_k=0, sequences=None,
         slopes_per_batch=False, small={} if offsets is None else {"q_offsets": offsets}, block_table_stride=0,
     )  # fmt: skip
     grid = choose.grid(chosen, batch=batch, q_heads=heads, kv_heads=k.shape[1], q_len=q_len)
@@ -102,4 +106,4 @@ def attention(
         place = (block, head, sequence)
         ctas.append(Cta(program, chosen.threads, chosen.shared, problem.tobytes(), heap, grid, place))
         ctas[-1].run()
-    return Result(_read(heap, placed[3]).astype(np.float16), _read(heap, lse).astype(np.float32), ctas)
+    return Result(_read(heap, on_device[3]).astype(np.float16), _read(heap, lse).astype(np.float32), ctas)

@@ -41,12 +41,15 @@ class Program:
     ----------
     instructions : sequence of Instruction
         Of one kernel, from `sass.parse`.
+    constants : bytes
+        Its constant bank 2 (`toolchain.Compiled`).
     """
 
-    def __init__(self, instructions: Sequence[Instruction]) -> None:
+    def __init__(self, instructions: Sequence[Instruction], constants: bytes = b"") -> None:
         from . import access, floats, integers, tensor  # noqa: F401 (they register their instructions)
 
         self.instructions = list(instructions)
+        self.constants = np.frombuffer(constants, np.uint32)
         self._effects: list[Effect | None] = [None] * len(self.instructions)
         self.guards = [None if i.guard == "PT" else flags(i.guard) for i in self.instructions]
 
@@ -98,9 +101,10 @@ class Warp:
             np.copyto(self.predicates[number], value, where=mask)
 
     def constant(self, bank: int, offset: int) -> Words:
-        if bank != 0:
-            raise KernelError(f"constant bank {bank} is not known")
-        return np.full(32, self.cta.constants[offset // 4], np.uint32)
+        banks = {0: self.cta.constants, 2: self.program.constants}
+        if bank not in banks or offset // 4 >= len(banks[bank]):
+            raise KernelError(f"constant bank {bank} at {offset:#x} is not known")
+        return np.full(32, banks[bank][offset // 4], np.uint32)
 
     def local(self) -> Memory:
         """Local memory of the 32 lanes, one behind another; only kernels that spill have any."""

@@ -12,15 +12,19 @@ from rich.table import Table
 from .bound import PEAK_TFLOPS
 from .study import Execution, Study
 
-NOTE = f"""\
+NOTE = " ".join(
+    f"""\
 Volta's columns are of one warp and one tile of keys in the steady state, executed in an emulator of sm_70;
 error is the largest difference of the kernel's output from float64. "busy" is a model, not a measurement: the
 share of time in which a V100's tensor cores can be busy if everything overlaps, and in brackets what is busy
 longest; times {PEAK_TFLOPS:g} TFLOP/s it is an upper bound. "in order" adds the compiler's schedule,
 latencies (some assumed) and the number of warps: an estimate. Neither knows of memory behind L2, of clocks,
-of the beginning and end of a CTA, nor of the part of the causal diagonal that is computed and thrown away."""
+of the beginning and end of a CTA, nor of the part of the causal diagonal that is computed and thrown
+away.""".split()
+)
 
-# On a V100, causal, float16; the last by the authors of the D=256 kernel (1CatAI). Kernels of others, whose code the model has not seen.
+# On a V100, causal, float16, as their authors published them (D=256: 1CatAI). The model has not seen their
+# code.
 PUBLISHED = ((128, 20.0, "D=128 at 8K"), (256, 46.6, "D=256, the best known"))
 
 
@@ -51,26 +55,29 @@ def _executed(study: Study, e: Execution) -> list[str]:
     return [
         study.configuration.label,
         f"{others:.2f}",
-        " ".join(str(e.issue.get(name, 0)) for name in ("LDS", "SHFL", "MUFU", "multiply", "integer", "control")),
         f"{e.load_wavefronts}/{e.load_ideal}",
         f"{e.store_wavefronts}/{e.store_ideal}",
         f"{e.error:.0e}",
-        f"{e.bound:.0%} {e.limit}",
+        f"{e.bound:.0%} ({e.limit})",
         f"{e.in_order:.0%}",
     ]
 
 
 _CODE = ("arch", "kernel", "configuration", "regs", "spill B", "KiB", "CTAs", "HMMA/due", "")
 _EXECUTED = (
-    "configuration", "others per HMMA", "LDS SHFL MUFU fp32 int ctl", "LDS/ideal", "STS/ideal", "error",
-    "MODEL busy <= (by)", "MODEL in order",
+    "configuration", "others/HMMA", "LDS/ideal", "STS/ideal", "error",
+    "MODEL: busy", "in order",
 )  # fmt: skip
 
 
 def _table(title: str, headings: Sequence[str], left: int, rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )  # fmt: skip
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number <= left else "right", overflow="fold")
+        table.add_column(
+            heading, justify="left" if number <= left else "right", overflow="fold", no_wrap=number > left
+        )
     for row in rows:
         table.add_row(*row, style="red" if row[-1] == "FAILS" else None)
     return table

@@ -125,7 +125,7 @@ def examine(c: Configuration, folder: Path = KERNELS, *, execute: bool = True) -
             )
         elif execute:
             try:
-                found.execution = _execute(c, instructions, found.ctas)
+                found.execution = _execute(c, Program(instructions, compiled.constants), found.ctas)
             except KernelError as fault:
                 found.failures.append(f"stopped: {fault}")
             else:
@@ -186,9 +186,10 @@ def _tiles(warp: Warp, first: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(at, [*at[1:], len(warp.trace)], strict=True)]
 
 
-def _execute(c: Configuration, instructions: list[Instruction], ctas: int) -> Execution:
+def _execute(c: Configuration, program: Program, ctas: int) -> Execution:
+    instructions = program.instructions
     q, k, v, count = _inputs(c)
-    result = launch.attention(Program(instructions), c.chosen, q, k, v)
+    result = launch.attention(program, c.chosen, q, k, v)
     error = float(np.abs(result.out - expected(q, k, v)).max())
     warp = result.ctas[0].warps[-1]
     loop = tensor_loop(instructions)

@@ -44,6 +44,8 @@ class Compiled:
         Bytes of a thread in local memory, and those stored and loaded for want of registers.
     static_shared : int
         Bytes of shared memory beside the dynamic.
+    constants : bytes
+        Numbers that the compiler laid into constant bank 2 for want of immediates; often none.
     """
 
     architecture: int
@@ -54,6 +56,7 @@ class Compiled:
     spill_stores: int
     spill_loads: int
     static_shared: int
+    constants: bytes = b""
 
 
 def _find(pattern: str, package: str) -> Path:
@@ -131,7 +134,11 @@ def compile_kernel(
         cubin = _text("nvrtcGetCUBINSize", "nvrtcGetCUBIN", program)
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))
-    return Compiled(architecture, cubin, _section(cubin, f".text.{entry}"), **_resources(log, entry))
+    code = _section(cubin, f".text.{entry}")
+    if code is None:
+        raise ToolchainError(f"the cubin has no code of {entry!r}")
+    constants = _section(cubin, f".nv.constant2.{entry}") or b""
+    return Compiled(architecture, cubin, code, **_resources(log, entry), constants=constants)
 
 
 def _resources(log: str, entry: str) -> dict[str, int]:
@@ -151,8 +158,8 @@ def _resources(log: str, entry: str) -> dict[str, int]:
     }
 
 
-def _section(elf: bytes, name: str) -> bytes:
-    """Contents of a section of a 64-bit ELF file."""
+def _section(elf: bytes, name: str) -> bytes | None:
+    """Contents of a section of a 64-bit ELF file; None where it has none of that name."""
     (table,) = struct.unpack_from("<Q", elf, 0x28)
     size, count, names = struct.unpack_from("<HHH", elf, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", elf, table + n * size) for n in range(count)]
@@ -160,7 +167,7 @@ def _section(elf: bytes, name: str) -> bytes:
         at = headers[names][4] + header[0]
         if elf[at : elf.index(b"\0", at)].decode() == name:
             return elf[header[4] : header[4] + header[5]]
-    raise ToolchainError(f"the cubin has no section {name}")
+    return None
 
 
 def disassemble(compiled: Compiled) -> list[Instruction]:

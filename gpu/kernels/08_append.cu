@@ -30,6 +30,14 @@ struct AppendProblem {
 
 struct Int8 {};
 
+// CuPy compiles with -ftz=true, which turns denormal numbers into 0 where they are converted, too.
+DEVICE double widen(float x) {
+  const u32 bits = static_cast<u32>(__float_as_int(x));
+  if (bits & 0x7f800000u) return static_cast<double>(x);
+  const double magnitude = static_cast<double>(static_cast<int>(bits & 0x7fffffu)) * 1.401298464324817e-45;  // 2^-149
+  return bits >> 31 ? -magnitude : magnitude;
+}
+
 // A row of type From, kept as type To. Of the same type, bits are copied: a NaN stays the NaN it was.
 template <class From, class To>
 struct Keep {
@@ -66,7 +74,7 @@ struct Keep<From, Int8> {
     for (int mask = WARP / 2; mask > 0; mask /= 2)
       largest = maximum(largest, __shfl_xor_sync(0xffffffffu, largest, mask));
     const bool finite = largest < 0x7f800000u;
-    const double exact = static_cast<double>(__int_as_float(static_cast<int>(largest))) / 127.0;
+    const double exact = widen(__int_as_float(static_cast<int>(largest))) / 127.0;
     const double smallest = 1.1754943508222875e-38;  // the smallest normal float32
     float kept = static_cast<float>(exact > smallest ? exact : smallest);
     if (largest == 0) kept = 0.0f;
@@ -77,7 +85,7 @@ struct Keep<From, Int8> {
     for (int i = 0; i < MOST; ++i) {
       const int d = lane + i * WARP;
       if (d >= dim) continue;
-      const double quotient = zeros ? 0.0 : static_cast<double>(x[i]) / static_cast<double>(kept);
+      const double quotient = zeros ? 0.0 : widen(x[i]) / static_cast<double>(kept);
       integers[d] = static_cast<signed char>(__double2int_rn(quotient));
     }
     if (lane == 0) *scale = kept;

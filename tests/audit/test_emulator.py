@@ -107,6 +107,19 @@ def test_shifts_and_bits() -> None:
         assert bool(w.predicates[0, lane]) == bool(x & 1)
 
 
+def test_a_predicate_joins_what_bits_say() -> None:
+    w = run(
+        """LOP3.LUT P0, RZ, R4, 0x1, RZ, 0xc0, !PT
+           LOP3.LUT P1, RZ, RZ, RZ, RZ, 0xfc, P0
+           LOP3.LUT P2, RZ, R4, 0x2, RZ, 0xc0, P0
+           LOP3.LUT.PAND P3, RZ, R4, 0x2, RZ, 0xc0, P0""",
+        R4=LANES,
+    )
+    odd, second = LANES & 1 != 0, LANES & 2 != 0
+    for number, expected in enumerate((odd, odd, odd | second, odd & second)):
+        np.testing.assert_array_equal(w.predicates[number], expected)
+
+
 def test_floats() -> None:
     a, b = RNG.standard_normal((2, 32)).astype(np.float32)
     a[0], b[1] = np.nan, -np.inf

@@ -181,3 +181,16 @@ def test_the_source_changes_with_the_headers(monkeypatch, tmp_path):
         assert compile.source(c).splitlines()[1:] == before.splitlines()[1:]
     finally:
         compile._headers.cache_clear()
+
+
+@pytest.mark.parametrize("atom", [70, 75])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_variants_fit_and_take_their_own_arrangement(atom, dim):
+    for aligned, modified in itertools.product((False, True), repeat=2):
+        c = configure(atom, "float16", "float16", dim, dim, 99, aligned=aligned, modified=modified)
+        assert c.shared <= SHARED_BYTES[atom]
+        smaller = (modified and (atom, dim) in choose._MODIFIED) or (
+            not aligned and (atom, dim) in choose._UNALIGNED
+        )
+        plain = configure(atom, "float16", "float16", dim, dim, 99, aligned=True, modified=False)
+        assert (c.shared < plain.shared) == smaller

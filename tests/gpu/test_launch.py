@@ -57,7 +57,8 @@ def launches(monkeypatch):
 
     def compiled(configuration, card):
         def function(grid, block, arguments, *, shared_mem):
-            notes.calls.append((configuration, grid, block, arguments, shared_mem))
+            problem, *rest = arguments
+            notes.calls.append((configuration, grid, block, (problem.view(PROBLEM), *rest), shared_mem))
 
         return Compiled(function, 128)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from fastattention.gpu.audit import bound, configurations, report, sass, study, 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "results" / "audit-volta.json"
 SCHEMA = 1
+STEPS = ("03_tensor_cores.cu", "04_prefetch.cu")
 DIMS = (64, 128, 256)
 #: Arrangements with four warps, to compare: warps, rows of a warp, keys, quad-pairs abreast.
 OTHERS = {64: (4, 32, 64, 1), 128: (4, 32, 32, 1), 256: (4, 16, 16, 2)}
@@ -27,10 +29,16 @@ EXCERPT = 15  # instructions
 
 
 def sources(folder: Path) -> str:
-    """Return a digest of all kernel sources in `folder`, by name and content."""
+    """Return a digest of the steps' sources in `folder` and of what they include, by name and content."""
+    left, seen = list(STEPS), {}
+    while left:
+        name = left.pop()
+        if name not in seen:
+            seen[name] = (folder / name).read_bytes()
+            left += re.findall(r'^#include "([^"]+)"', seen[name].decode(), flags=re.MULTILINE)
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.cu*")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for name, content in sorted(seen.items()):
+        digest.update(name.encode() + b"\0" + content + b"\0")
     return digest.hexdigest()
 
 
@@ -39,7 +47,7 @@ def arrangements() -> Iterator[tuple[str, configurations.Configuration]]:
     for dim in DIMS:
         chosen = choose.configure(70, "float16", "float16", dim, dim, 4096, aligned=True, modified=False)
         launched = configurations.Configuration(chosen, 70)
-        step_before = replace(chosen, file="03_tensor_cores.cu")
+        step_before = replace(chosen, file=STEPS[0])
         yield "step before", configurations.Configuration(step_before, 70)
         yield "launched", launched
         warps, rows, keys, abreast = OTHERS[dim]

@@ -178,7 +178,12 @@ def test_the_audit_that_the_book_reads_is_complete(book_gpu: ModuleType, record_
 
 
 def test_the_audit_notices_changed_sources(record_audit: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "a.cu").write_text("int x;")
+    for name in record_audit.STEPS:
+        (tmp_path / name).write_text('#define X\n#include "shared.cuh"\n')
+    (tmp_path / "shared.cuh").write_text("int x;")
+    (tmp_path / "other.cuh").write_text("int x;")
     before = record_audit.sources(tmp_path)
-    (tmp_path / "a.cu").write_text("int y;")
+    (tmp_path / "other.cuh").write_text("int y;")
+    assert record_audit.sources(tmp_path) == before, "no step includes it"
+    (tmp_path / "shared.cuh").write_text("int y;")
     assert record_audit.sources(tmp_path) != before

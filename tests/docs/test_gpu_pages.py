@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from fastattention.bench.gpu import results
+from fastattention.bench.gpu.cases import GpuCase
+
 pytest.importorskip("matplotlib", reason="the book's figures need the extra `docs`")
 pytest.importorskip("IPython", reason="the book's figures need the extra `docs`")
 
@@ -123,6 +126,23 @@ def benchmark() -> dict[str, Any]:
         row({"head_dim": 64}, {"atom 80": None, "flash": 4.0}),
     ]
     return {"schema": "gpu-1", "date": "2026-01-02", "environment": {"gpu": "A card"}, "rows": rows}
+
+
+def test_what_the_benchmark_writes_is_read(book_gpu: ModuleType, tmp_path: Path) -> None:
+    contenders = {
+        "atom 80": results.Contender(True, "ok", "07_ampere.cu", "m16n8k16", graph=[0.004, 0.005, 0.004]),
+        "flash": results.Contender(False, "ok", "a backend", graph=[0.002]),
+        "cuDNN": results.Contender(False, "unsupported", "no such case"),
+    }
+    case = GpuCase("prefill", "float16", 16, 16, 4096, 4096, 128, batch=4)
+    row = results.Row(case, 10**12, 1, {"m16n8k16": [500.0] * 4}, contenders)
+    run = results.Run("2026-01-02", {"gpu": "A card"}, {}, rows=[row])
+    results.save(run, tmp_path / "bench-a-card.json")
+    [read] = book_gpu.gpu_runs(tmp_path)
+    assert book_gpu.hardware(read) == "A card"
+    [(words, ours, rates)] = book_gpu.prefill_rows(read)
+    assert (words, ours) == ("D=128, full, 4096 tokens", "atom 80")
+    assert rates == pytest.approx({"atom 80": 250.0, "flash": 500.0})
 
 
 def test_only_benchmarks_of_gpus_are_read(book_gpu: ModuleType, tmp_path: Path) -> None:

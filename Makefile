@@ -29,10 +29,10 @@ requirements = $$($(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(ope
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-gpu bench bench-gpu sass lint format docs docs-serve wheel clean distclean
+.PHONY: help dev test test-gpu sanitize-gpu bench bench-gpu sass lint format docs docs-serve wheel clean distclean
 
 help: ## list these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench $(VENV)/.installed-models ## set up .venv: the package (rebuilt on import when its sources change) and the tools
 
@@ -41,6 +41,15 @@ test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models
 
 test-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run the same cases on the GPU, with every atom that it has
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# Without CuPy's pool, each array has memory of its own, whose end the sanitizer knows.
+sanitize-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run each CUDA kernel under compute-sanitizer (of the CUDA toolkit): memcheck, racecheck
+	@command -v compute-sanitizer >/dev/null \
+	  || { echo 'compute-sanitizer is not on PATH; it comes with the CUDA toolkit: apt install cuda-sanitizer' >&2; exit 1; }
+	for tool in memcheck racecheck; do \
+	  FASTATTENTION_TEST_POOL=0 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(BIN)/python -m pytest -q -m gpu tests/gpu/test_sanitized.py $(ARGS) || exit 1; \
+	done
 
 bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure this machine and the kernels (PEERS=1: and other libraries; ARGS=--quick, --ladder)
 	$(BIN)/python -m fastattention bench $(ARGS)

@@ -1,9 +1,8 @@
 """Arrays on CUDA devices: CuPy's inside, of the caller's kind outside, on the caller's current stream.
 
 The *kind* of such an array names its library and its device, "torch cuda:0"; that of an array in CPU memory
-names the library alone. Arrays become CuPy's without a copy, PyTorch's by their addresses, JAX's
-and others through DLPack. CuPy is
-imported when the first array on a device comes.
+names the library alone. Arrays become CuPy's without a copy, PyTorch's by their addresses, JAX's and others
+through DLPack. CuPy is imported when the first array on a device comes.
 """
 
 from __future__ import annotations

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MASK_BOOL", "MASK_FLOAT32", "MASK_NONE", "PROBLEM", "address", "by_value", "divider", "fill", "strides"]
+__all__ = [
+    "MASK_BOOL",
+    "MASK_FLOAT32",
+    "MASK_NONE",
+    "PROBLEM",
+    "address",
+    "by_value",
+    "divider",
+    "fill",
+    "strides",
+]
 
 MASK_NONE, MASK_BOOL, MASK_FLOAT32 = range(3)
 
@@ -65,9 +75,7 @@ def address(array: Any) -> int:
 def strides(array: Any) -> tuple[int, ...]:
     """Return an array's strides in elements; 0 along an axis of one element, where they mean nothing."""
     size = array.dtype.itemsize
-    return tuple(
-        [0 if n == 1 else step // size for n, step in zip(array.shape, array.strides, strict=True)]
-    )
+    return tuple([0 if n == 1 else step // size for n, step in zip(array.shape, array.strides, strict=True)])
 
 
 @lru_cache(maxsize=256)

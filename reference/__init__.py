@@ -26,8 +26,8 @@ sitting; this order works well:
 `worked_example`
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
-`volta`, a package in this one to import by itself, has tensor cores lane by lane, shared memory bank by bank, and
-attention made of them.
+`volta`, a package in this one to import by itself, has tensor cores lane by lane, shared memory bank by bank,
+and attention made of them.
 
 `attention` here is the oracle, `standard.attention`. `tiling.attention` and `decode.attention` take the same
 arguments and must give the same answer.

@@ -12,7 +12,10 @@ from dataclasses import dataclass, replace
 from .. import choose
 
 #: Architectures, and the atom that the launcher gives each.
-ATOM_OF = {70: 70, 75: 75, 80: 80, 90: 80}
+ATOM_OF = {70: 70, 75: 75, 80: 80, 86: 80, 90: 80}
+
+#: Shared memory of their SMs (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability").
+SM_SHARED = {70: 96 * 1024, 75: 64 * 1024, 80: 164 * 1024, 86: 100 * 1024, 90: 228 * 1024}
 
 #: Element types of queries, and of keys and values.
 KINDS = (("float16", "float16"), ("bfloat16", "bfloat16"), ("float32", "float32"), ("float16", "int8"))
@@ -138,6 +141,7 @@ def launched(
                     aligned=aligned,
                     modified=modified,
                     paged=False,
+                    sm_shared=SM_SHARED[architecture],
                 )
             except TypeError:
                 continue
@@ -156,8 +160,9 @@ def ladder() -> Iterator[Configuration]:
         files = [("float32", "01_online_softmax.cu")] + [("float16", "03_tensor_cores.cu")] * (atom == 70)
         for (dtype, file), (dim, v_dim) in itertools.product(files, _DIMS):
             chosen = choose.configure(
-                atom, dtype, dtype, dim, v_dim, 4096, aligned=True, modified=False, paged=False
-            )
+                atom, dtype, dtype, dim, v_dim, 4096, aligned=True, modified=False, paged=False,
+                sm_shared=SM_SHARED[architecture],
+            )  # fmt: skip
             yield Configuration(replace(chosen, file=file), architecture)
 
 

@@ -104,8 +104,8 @@ def attention(
     ImportError
         The arrays lie on a GPU and CuPy is not installed.
     RuntimeError
-        The arrays lie on a GPU that the installed CuPy cannot serve; or the call is being captured into a CUDA
-        graph, with small arguments from CPU memory (below).
+        The arrays lie on a GPU that the installed CuPy cannot serve; or the call is being captured into a
+        CUDA graph, with small arguments from CPU memory (below).
 
     See Also
     --------

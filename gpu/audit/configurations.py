@@ -73,6 +73,12 @@ class Configuration:
         return self.flag("ALIGNED", True) and not self.flag("MODIFIED")
 
     @property
+    def principal(self) -> bool:
+        """Whether it is one that most calls take: plain, at one of the usual head dimensions."""
+        dims = tuple(int(self.definitions.get(name, _DIMS[0][0])) for name in ("HEAD_DIM", "V_DIM"))
+        return self.plain and dims in _DIMS
+
+    @property
     def label(self) -> str:
         d = self.definitions
         names = [d["QUERY"]] if d.get("QUERY", d["ELEMENT"]) != d["ELEMENT"] else []

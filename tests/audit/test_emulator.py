@@ -120,6 +120,19 @@ def test_a_predicate_joins_what_bits_say() -> None:
         np.testing.assert_array_equal(w.predicates[number], expected)
 
 
+def test_predicates_as_bits() -> None:
+    w = run(
+        """LOP3.LUT P0, RZ, R4, 0x1, RZ, 0xc0, !PT
+           LOP3.LUT P5, RZ, R4, 0x2, RZ, 0xc0, !PT
+           P2R R8, PR, RZ, 0x20
+           P2R R9, PR, R4, 0x21""",
+        R4=LANES,
+    )
+    odd, second = LANES & 1, LANES >> 1 & 1
+    np.testing.assert_array_equal(w.registers[8], second << 5)
+    np.testing.assert_array_equal(w.registers[9], (LANES & ~np.uint32(0x21)) | odd | second << 5)
+
+
 def test_floats() -> None:
     a, b = RNG.standard_normal((2, 32)).astype(np.float32)
     a[0], b[1] = np.nan, -np.inf

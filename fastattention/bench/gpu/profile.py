@@ -34,6 +34,8 @@ CALLS = (
 
 REPEATS = 3
 
+_MODULE = "fastattention.bench.gpu.profile"  # __name__ is "__main__" where this is run
+
 _STALLS = (
     "barrier", "branch_resolving", "dispatch_stall", "drain", "imc_miss", "lg_throttle", "long_scoreboard",
     "math_pipe_throttle", "membar", "mio_throttle", "misc", "no_instruction", "not_selected", "selected",
@@ -73,7 +75,7 @@ def command(ncu: str) -> list[str]:
     return [
         ncu, "--clock-control", "none", "--cache-control", "none", "--metrics", ",".join(METRICS),
         "-k", "regex:^(attention|decode)$", "--csv", "--page", "raw", "--print-units", "base",
-        sys.executable, "-m", __name__, "--workload",
+        sys.executable, "-m", _MODULE, "--workload",
     ]  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def _kernels(launches: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Profile and write the results file; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {__name__}", description=(__doc__ or "").partition("\n")[0]
+        prog=f"python -m {_MODULE}", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
         "--json", type=Path, help="where to write; by default results/profile-<gpu>-<date>.json"

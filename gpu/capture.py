@@ -33,6 +33,8 @@ def reserve(device: int, count: int, captured: bool) -> int:
 
     That is where nothing is being captured, or where captured calls used them all up.
     """
+    if not captured and device in _reserves:
+        return 0
     cupy = load_cupy()
     with _lock:
         if device not in _reserves:

@@ -11,7 +11,7 @@ from .choose import Configuration, grid, resident, split_keys
 from .device import Card
 from .portions import Call, sizes
 
-__all__ = ["Explained", "Plan", "planned"]
+__all__ = ["Explained", "Plan", "plan_of", "planned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +56,18 @@ class Explained:
 def planned(configuration: Configuration, registers: int, here: Card, call: Call) -> Plan:
     """Return how a call is launched that one launch takes (`portions`)."""
     n = sizes(call)
-    return _planned(
+    return plan_of(
         configuration, registers, here, n["batch"], n["q_heads"], n["kv_heads"], n["q_len"],
         1 if configuration.entry == "attention" else _longest(call),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)  # a decoder asks for the same until its keys are a step more
-def _planned(
+def plan_of(
     configuration: Configuration, registers: int, here: Card, batch: int, q_heads: int, kv_heads: int,
     q_len: int, longest: int,
 ) -> Plan:  # fmt: skip
+    """Return how a launch of these sizes is made; `longest`: the most keys of a sequence, 1 in prefill."""
     n = {"batch": batch, "q_heads": q_heads, "kv_heads": kv_heads, "q_len": q_len}
     fits = resident(
         configuration, registers, sm_threads=here.sm_threads, sm_registers=here.sm_registers,

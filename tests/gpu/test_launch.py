@@ -314,3 +314,33 @@ def test_small_arrays_of_the_host_are_not_captured(launches):
     with pytest.raises(RuntimeError, match="kv_lengths: copied from CPU memory at each call"):
         launch.attention(q, q, q, at(q.shape), scale=1.0, kv_lengths=np.array([1]))
     assert len(launches.calls) == 1
+
+
+@pytest.mark.parametrize("lse", [False, True])
+@pytest.mark.parametrize(("dtype", "shape", "keys", "base", "window"), [
+    (np.float16, (1, 32, 1, 128), (1, 8, 5000, 128), 0, (-1, -1)),
+    (np.float16, (3, 4, 200, 64), (3, 4, 200, 64), 0, (-1, 0)),
+    (np.float16, (3, 4, 200, 64), (3, 4, 200, 64), 2, (7, 3)),
+    (np.float32, (2, 6, 3, 20), (2, 2, 77, 20), 4, (-1, -1)),
+    (ml_dtypes.bfloat16, (2, 6, 30, 24), (2, 3, 40, 24), 0, (9, -1)),
+])  # fmt: skip
+def test_prepared_calls_are_the_others(launches, monkeypatch, dtype, shape, keys, base, window, lse):
+    """With what is remembered of a call without extras, and without."""
+    first = 0x7F0000000000 + base
+
+    def call(offset):
+        q, k = at(shape, dtype, first + offset), at(keys, dtype, first + 2 * offset)
+        v, out = at(keys, dtype, first + 3 * offset), at(shape, dtype, first + 4 * offset)
+        sums = at(shape[:3], np.float32, first + 5 * offset) if lse else None
+        launch.attention(q, k, v, out, sums, scale=0.3, window_left=window[0], window_right=window[1])
+        configuration, grid, block, (problem, *rest), shared = launches.calls.pop()
+        problem["parts"] = 0
+        return configuration, grid, block, problem.tobytes(), rest[1:], shared
+
+    hits = launch._prepared.cache_info().hits
+    call(0)
+    remembered = [call(n) for n in (16, 32, 16)]
+    assert launch._prepared.cache_info().hits == hits + 3
+    monkeypatch.setattr(launch, "_prepared", lambda *arguments: None)
+    assert remembered == [call(n) for n in (16, 32, 16)]
+    assert remembered[0] != remembered[1]

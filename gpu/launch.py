@@ -21,7 +21,7 @@ from .device import Card, card, get_atom, load_cupy
 from .plan import Explained, Plan, plan_of, planned
 from .portions import MAX_GRID, Call, portions
 from .portions import sizes as sizes_of
-from .problem import address, by_value, fill
+from .problem import PROBLEM, address, by_value, fill
 
 __all__ = ["attention", "configuration_of", "explain", "is_aligned", "is_modified"]
 
@@ -142,7 +142,7 @@ def attention(
         if ready is not None:
             configuration, sizes, template = ready
             kernel = compiled(configuration, here)
-            problem = template.copy()
+            problem: NDArray[Any] = np.ndarray((), PROBLEM, bytearray(template))
             problem["q"], problem["k"], problem["v"] = address(q), address(k), address(v)
             problem["out"], problem["lse"] = address(out), address(lse)
             _launch(
@@ -206,7 +206,7 @@ def _layout(array: Any) -> _Layout:
 def _prepared(
     here: Card, atom: int, most: int, aligned: bool, q: _Layout, k: _Layout, v: _Layout, out: _Layout,
     lse: _Layout | None, scale: float, softcap: float, window_left: int, window_right: int,
-) -> tuple[Configuration, tuple[int, int, int, int, int], NDArray[Any]] | None:  # fmt: skip
+) -> tuple[Configuration, tuple[int, int, int, int, int], bytes] | None:  # fmt: skip
     """Return what a call without extras needs but for addresses: kernel, sizes for its plan, and the problem.
 
     A model's layers ask for the same, one after another. None: one launch does not take the call.
@@ -227,7 +227,7 @@ def _prepared(
         slopes_per_batch=False, block_table_stride=0,
     )  # fmt: skip
     longest = 1 if configuration.entry == "attention" else max(1, v[0][2])
-    return configuration, (n["batch"], n["q_heads"], n["kv_heads"], n["q_len"], longest), problem
+    return configuration, (n["batch"], n["q_heads"], n["kv_heads"], n["q_len"], longest), problem.tobytes()
 
 
 def _attend(configuration: Configuration, kernel: Compiled, here: Card, call: Call) -> None:

@@ -45,7 +45,7 @@ test-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run the same cases o
 # Without CuPy's pool, each array has memory of its own, whose end the sanitizer knows.
 sanitize-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run each CUDA kernel under compute-sanitizer (of the CUDA toolkit): memcheck, racecheck
 	@command -v compute-sanitizer >/dev/null \
-	  || { echo 'compute-sanitizer is not on PATH; it comes with the CUDA toolkit: apt install cuda-sanitizer' >&2; exit 1; }
+	  || { echo 'compute-sanitizer is not on PATH; it comes with the CUDA toolkit' >&2; exit 1; }
 	for tool in memcheck racecheck; do \
 	  FASTATTENTION_TEST_POOL=0 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(BIN)/python -m pytest -q -m gpu tests/gpu/test_sanitized.py $(ARGS) || exit 1; \

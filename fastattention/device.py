@@ -71,7 +71,7 @@ def import_array(x: Any, name: str, library: str) -> tuple[Any, str]:
 def _from_torch(x: Any, name: str) -> Any:
     """Return a tensor as CuPy's array over the same memory, which keeps the tensor.
 
-    DLPack says the same in forty times the time, and waits for streams that `scope` makes the same.
+    DLPack says the same, but asks PyTorch for streams at every call, which `scope` has made the same already.
     """
     cupy = gpu.load_cupy()
     try:
@@ -128,7 +128,9 @@ def _allocate_from_torch(nbytes: int) -> Any:
     number = cupy.cuda.Device().id
     try:
         room = torch.empty(nbytes, dtype=torch.uint8, device=f"cuda:{number}")
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if "OutOfMemory" not in type(error).__name__:  # whose place differs between versions
+            raise
         raise MemoryError(str(error)) from error
     return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(room.data_ptr(), nbytes, room, number), 0)
 

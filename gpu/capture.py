@@ -1,8 +1,8 @@
 """Calls that are captured into a CUDA graph: what they use must be there whenever the graph runs.
 
 Decode counts its CTAs in counters that are zero and that it leaves at zero. A call on a plain stream clears
-its own first: another launch, which nobody notices beside what the host needs. In a graph it would be felt,
-a microsecond at each replay. There a call gets counters that no other call has or will have, from memory that
+its own first: another launch, which nobody notices beside what the host needs. In a graph it would be felt at
+each replay. There a call gets counters that no other call has or will have, from memory that
 was cleared before; a graph is never run twice at a time, so that they are zero whenever it starts.
 """
 

@@ -270,7 +270,7 @@ def _decode(
     warps = 4
     if on_tensor_cores:
         # 16 rows of wide heads would spill; twice 8 read keys and values twice, the second time from L2.
-        block_rows, step = 8 if rows <= 8 or max(wide, v_wide) > 128 else 16, 16
+        block_rows, step = 8 if rows <= 8 or (max(wide, v_wide) > 128 and kv_dtype != "int8") else 16, 16
         columns = _ceil(v_wide, 8 * chunk) * 8 * chunk
         # Bytes, where parts come to lie later.
         queries = _ceil(wide, 4 * chunk) * (chunk // 8) * (block_rows // 8) * 32 * 16

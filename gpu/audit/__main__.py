@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-run", action="store_true", help="do not execute Volta's kernels in the emulator"
     )
-    parser.add_argument("--arch", type=int, help="only this architecture: 70, 75, 80 or 90")
+    parser.add_argument("--arch", type=int, help="only this architecture: 70, 75, 80, 86 or 90")
     parser.add_argument(
         "--match", default="", help="only configurations with this text in their label or file"
     )

@@ -18,9 +18,8 @@ from .toolchain import KERNELS, compile_kernel, disassemble
 
 FLOP_OF_HMMA = {"884": 2048 // 4, "1688": 2048, "16816": 4096}  # of an instruction; 884 is one step of four
 REQUIRED_BOUND = {64: 0.55, 128: 0.55, 256: 0.45}
-#: Bytes of local memory that pass, with a word, in variants and at head dimensions between 64, 128 and 256. A
-#: smaller tile would take none, and cost more: at D=128 on an H200, 64 keys with 16 bytes were as fast as 48
-#: with none.
+#: Bytes of local memory that pass, with a word, in variants and at head dimensions between 64, 128 and 256: a
+#: few registers, for which rare calls do not get tiles of their own.
 FEW_BYTES = 24
 # float16 keeps 11 bits: weights, and outputs of a few units.
 TOLERANCE = 4e-3

@@ -39,8 +39,8 @@ struct Problem {
 
   float scale, softcap;  // softcap 0: none
 
-  // Query heads of a KV head, and what divides by them and by page_size (gpu/problem.py, `divider`): a division takes
-  // the GPU about a hundred cycles, and each kernel begins with some.
+  // Query heads of a KV head, and what divides by them and by page_size (gpu/problem.py, `divider`): a division is
+  // dozens of instructions, and each kernel begins with some.
   int group, group_shift, page_shift;
   u32 group_multiplier, page_multiplier;
 };

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
-import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from ... import attention, gpu
 from ..results import write
+from .results import default_path
 
 __all__ = ["CALLS", "METRICS", "command", "main", "parse"]
 
@@ -146,8 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "CUDA driver": str(cupy.cuda.runtime.driverGetVersion()),
         },
     }  # fmt: skip
-    slug = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
-    path = args.json or Path("results") / f"profile-{slug}-{date[:10]}.json"
+    path = args.json or default_path(card.name, date, "profile")
     write(content, path)
     print(f"Wrote {path}")
     return 0

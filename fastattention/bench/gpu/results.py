@@ -246,10 +246,10 @@ def from_json(content: dict[str, Any]) -> Run:
     return Run(**fields, rows=[row(entry) for entry in content["rows"]], goals=goals)
 
 
-def default_path(run: Run) -> Path:
-    """Return ``results/bench-<gpu>-<date>.json``, under the current directory."""
-    name = re.sub(r"[^a-z0-9]+", "-", run.environment["gpu"].lower()).strip("-") or "gpu"
-    return Path("results") / f"bench-{name}-{run.date[:10]}.json"
+def default_path(gpu: str, date: str, kind: str = "bench") -> Path:
+    """Return ``results/<kind>-<gpu>-<date>.json``, under the current directory."""
+    name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") or "gpu"
+    return Path("results") / f"{kind}-{name}-{date[:10]}.json"
 
 
 def save(run: Run, path: Path) -> None:

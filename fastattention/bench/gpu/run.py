@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     finally:
         device.close()
-    path = args.json or results.default_path(outcome)
+    path = args.json or results.default_path(outcome.environment["gpu"], outcome.date)
     results.save(outcome, path)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     print_report(outcome, console)

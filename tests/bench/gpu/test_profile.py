@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import subprocess
+import sys
 import types
 
 import pytest
@@ -44,6 +45,14 @@ def test_what_is_not_a_table():
         profile.parse(table(metrics=tuple(m for m in profile.METRICS if m != "dram__bytes_read.sum")))
     with pytest.raises(ValueError, match=f"expected {LAUNCHES} launches .*, got 1"):
         profile._kernels(profile.parse(table(1)))
+
+
+def test_the_command_names_the_module_however_it_is_run():
+    """``python -m`` calls it ``__main__``, which nobody can start."""
+    name = "fastattention.bench.gpu.profile"
+    code = f"import runpy; print(runpy.run_module({name!r}, run_name='another')['command']('ncu')[-2])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == name
 
 
 def test_the_command_leaves_the_clocks_alone():

@@ -71,7 +71,13 @@ def test_files_of_cpus_and_gpus_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_default_path() -> None:
-    assert results.default_path(make_run()) == Path("results/bench-nvidia-test-r-200-2030-01-02.json")
+    run = make_run()
+    gpu, date = run.environment["gpu"], run.date
+    assert results.default_path(gpu, date) == Path("results/bench-nvidia-test-r-200-2030-01-02.json")
+    assert results.default_path(gpu, date, "profile") == Path(
+        "results/profile-nvidia-test-r-200-2030-01-02.json"
+    )
+    assert results.default_path("???", date).name == "bench-gpu-2030-01-02.json"
 
 
 def test_targets_are_judged() -> None:

@@ -24,7 +24,7 @@ from ..cache import KVCache
 from ..cache_rows import storage_dtype
 from ..config import num_threads
 from .device import Device
-from .layers import Exchange, HostLayer, Sizes
+from .layers import Exchange, HostArrays, HostLayer, Sizes
 from .rows import rows_of
 from .staging import Piece, Ring
 
@@ -134,6 +134,7 @@ class CooperativeCache:
         self._exchanges: list[Exchange] = []
         self._ring: Ring | None = None
         self._chunks: list[KVCache] = []
+        self._memory = HostArrays(device)
         self._closed = False
         try:
             with device.use(self._streams[0]):
@@ -179,12 +180,12 @@ class CooperativeCache:
                 caches = [sizes.cache(device, sizes.capacity, rows.stop - rows.start) for rows in self.parts]
                 self._layers.append(caches)
             else:
-                self._layers.append(HostLayer(device, sizes, way))
+                self._layers.append(HostLayer(self._memory, sizes, way))
         if ways == {"gpu"}:
             return
         if threads is None:
             threads = max(1, num_threads() - (1 if ways & {"split", "upload"} else 0))
-        self._exchanges = [Exchange(device, sizes, rows, "split" in ways) for rows in self.parts]
+        self._exchanges = [Exchange(device, self._memory, sizes, rows, "split" in ways) for rows in self.parts]
         for layer in self._layers:
             if isinstance(layer, HostLayer):
                 layer.prepare(sizes, self.parts, self._exchanges, threads, self._failed)
@@ -204,11 +205,7 @@ class CooperativeCache:
             return
         self._closed = True
         self._device.wait()
-        for layer in self._layers:
-            if isinstance(layer, HostLayer):
-                layer.close()
-        for exchange in self._exchanges:
-            exchange.close()
+        self._memory.close()
         self._layers, self._exchanges, self._chunks, self._ring = [], [], [], None
         self._part = self._sum = self._sum_lse = None
 
@@ -279,8 +276,6 @@ class CooperativeCache:
         """Let what is queued end, the CPU's part of it without work, and forget its rows."""
         self._failed[0] = 1
         try:
-            if self._ring is not None:
-                self._ring.drop()
             self._device.wait()
         finally:
             self._failed[0] = 0

@@ -145,7 +145,7 @@ class CudaDevice:
         """Wait for the streams, asleep: the CPU's cores are at work."""
         events = []
         with self.xp.cuda.Device(self.number):
-            for stream in self._streams:
+            for stream in (self.xp.cuda.Stream.null, *self._streams):
                 events.append(self.xp.cuda.Event(block=True, disable_timing=True))
                 events[-1].record(stream)
             for event in events:

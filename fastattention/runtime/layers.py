@@ -15,7 +15,7 @@ from ..config import get_isa
 from .device import Device
 from .rows import plane_shapes
 
-__all__ = ["Exchange", "HostLayer", "Sizes"]
+__all__ = ["Exchange", "HostArrays", "HostLayer", "Sizes"]
 
 Array = NDArray[Any]
 
@@ -67,6 +67,24 @@ class Sizes:
         return by_head[:, : self.q_heads], by_head[:, self.q_heads : last], by_head[:, last:]
 
 
+class HostArrays:
+    """Arrays in a device's host memory, given back together."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._held: list[Array] = []
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return zeros: `Device.host_array`."""
+        self._held.append(self._device.host_array(shape, np.dtype(dtype)))
+        return self._held[-1]
+
+    def close(self) -> None:
+        """Give all of them back."""
+        while self._held:
+            self._device.free_host(self._held.pop())
+
+
 class Exchange:
     """What one part of the batch sends down to the CPU for a token, and what comes back: one copy each way.
 
@@ -76,6 +94,7 @@ class Exchange:
     Parameters
     ----------
     device : Device
+    memory : HostArrays
     sizes : Sizes
     rows : slice
         Of the batch.
@@ -83,14 +102,16 @@ class Exchange:
         Whether there are layers that the GPU attends to as well.
     """
 
-    def __init__(self, device: Device, sizes: Sizes, rows: slice, partial: bool) -> None:
+    def __init__(
+        self, device: Device, memory: HostArrays, sizes: Sizes, rows: slice, partial: bool
+    ) -> None:
         batch, heads = rows.stop - rows.start, sizes.q_heads + 2 * sizes.kv_heads
         self.stream = device.stream()
         shape = batch, 1, sizes.q_heads, sizes.head_dim
         out_bytes = int(np.prod(shape)) * sizes.compute_dtype.itemsize
         lse_at = -(-out_bytes // 16) * 16
-        self.qkv = device.host_array((batch, 1, heads, sizes.head_dim), sizes.compute_dtype)
-        self.packed = device.host_array((1, 1, lse_at + batch * sizes.q_heads * 4), np.uint8)
+        self.qkv = memory.array((batch, 1, heads, sizes.head_dim), sizes.compute_dtype)
+        self.packed = memory.array((1, 1, lse_at + batch * sizes.q_heads * 4), np.uint8)
         self.packed_there = device.xp.empty(self.packed.shape, np.uint8) if partial else None
 
         def views(packed: Any) -> tuple[Any, Any]:
@@ -100,12 +121,6 @@ class Exchange:
 
         self.out, self.lse = views(self.packed)
         self.there = views(self.packed_there) if partial else None
-        self._device = device
-
-    def close(self) -> None:
-        """Give the host memory back."""
-        self._device.free_host(self.qkv)
-        self._device.free_host(self.packed)
 
 
 class HostLayer:
@@ -113,25 +128,16 @@ class HostLayer:
 
     Parameters
     ----------
-    device : Device
+    memory : HostArrays
     sizes : Sizes
     way : {"host", "split", "upload"}
         Who attends to it when tokens are decoded.
     """
 
-    def __init__(self, device: Device, sizes: Sizes, way: str) -> None:
+    def __init__(self, memory: HostArrays, sizes: Sizes, way: str) -> None:
         self.way = way
-        self._device = device
-        self.planes: tuple[Array, ...] = ()
+        self.planes = tuple(memory.array(*plane) for plane in sizes.planes(sizes.capacity))
         self.steps: list[cpu_kernels.HostStep] = []
-        held: list[Array] = []
-        try:
-            held.extend(device.host_array(shape, dtype) for shape, dtype in sizes.planes(sizes.capacity))
-        except BaseException:
-            for plane in held:
-                device.free_host(plane)
-            raise
-        self.planes = tuple(held)
 
     def prepare(
         self, sizes: Sizes, parts: Sequence[slice], exchanges: Sequence[Exchange], threads: int, failed: Array
@@ -146,10 +152,3 @@ class HostLayer:
                     scale=sizes.head_dim**-0.5, isa=get_isa(), num_threads=threads, failed=failed,
                 )
             )  # fmt: skip
-
-    def close(self) -> None:
-        """Give the host memory back."""
-        for plane in self.planes:
-            self._device.free_host(plane)
-        self.planes = ()
-        self.steps = []

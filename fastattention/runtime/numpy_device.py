@@ -27,7 +27,8 @@ Array = NDArray[Any]
 class _Stream:
     """Operations that wait for their turn; `done` counts those that had it."""
 
-    def __init__(self) -> None:
+    def __init__(self, chance: float) -> None:
+        self.chance = chance  # that something of it happens whenever anything is queued
         self.queue: deque[Callable[[], None]] = deque()
         self.done = 0
 
@@ -44,7 +45,8 @@ class NumpyDevice:
     Parameters
     ----------
     order : {"early", "late"} or Random, default "early"
-        When queued operations happen: at once; as late as what waits for them allows; or now and then.
+        When queued operations happen: at once; as late as what waits for them allows; or, of some streams soon
+        and of others late, by chance.
     bytes_free : int, default 2**40
         What `memory` says is free.
     """
@@ -62,7 +64,8 @@ class NumpyDevice:
 
     def stream(self) -> Any:
         """Return a new stream."""
-        self._streams.append(_Stream())
+        chance = self._order.choice([0, 0.1, 0.9]) if isinstance(self._order, Random) else 0
+        self._streams.append(_Stream(chance))
         return self._streams[-1]
 
     def _queue(self, stream: _Stream, operation: Callable[[], None]) -> None:
@@ -71,7 +74,8 @@ class NumpyDevice:
             stream.reach(stream.done + len(stream.queue))
         elif isinstance(self._order, Random):
             for other in self._order.sample(self._streams, len(self._streams)):
-                other.reach(other.done + self._order.randrange(3))
+                while other.queue and self._order.random() < other.chance:
+                    other.reach(other.done + 1)
 
     @contextmanager
     def use(self, stream: Any) -> Iterator[None]:

@@ -1,11 +1,11 @@
 """A decoder's KV cache on a GPU and in host memory together: attention runs where the cache lies.
 
-The paper's CPU-GPU cooperation (FastAttention, arXiv:2410.16663, section 4.3), with two additions. The CPU and
-the GPU can share the keys of one layer: what the bus can carry in the time goes up, the CPU attends to the
-rest, and log-sum-exps join the two exactly. And two halves of a batch can take turns, so that the GPU
-works on one while the CPU attends for the other. Classical offloading, which sends the whole cache up for each
-token, is one of the ways, and what the others are measured against. ``reference.offload`` says what each moves
-and how long that takes.
+The paper's CPU-GPU cooperation (FastAttention, arXiv:2410.16663, section 4.3), with two additions. The CPU
+and the GPU can share the keys of one layer: what the bus can carry in the time goes up, the CPU attends to
+the rest, and log-sum-exps join the two exactly. And two halves of a batch can take turns, so that the GPU
+works on one while the CPU attends for the other. Classical offloading, which sends the whole cache up for
+each token, is one of the ways, and what the others are measured against. ``reference.offload`` says what each
+moves and how long that takes.
 
 A whole token is queued before the first layer is done: copies on streams of their own, the CPU's attention as
 a call of a C function in the middle of a stream, on threads that Python knows nothing of.
@@ -39,7 +39,7 @@ WAYS = ("gpu", "host", "split", "upload")
 
 
 class CooperativeCache:
-    """Keys and values of all layers of a decoder, some on a device, some in host memory, and attention to them.
+    """Keys and values of a decoder's layers, some on a device, some in host memory, and attention to them.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ class CooperativeCache:
     share : float, default 1.0
         Of a "split" layer's keys, those that the CPU attends to. 0 to 1.
     halves : int, default 1
-        2: two halves of the batch take turns on GPU and CPU when tokens are decoded. Needs B of 2 or more, and
-        layers "gpu" and "host" only.
+        2: two halves of the batch take turns on GPU and CPU when tokens are decoded. Needs B of 2 or more,
+        and layers "gpu" and "host" only.
     chunk : int, default 512
         Most tokens of a prompt in one step.
     slots, slot_tokens : int, default 2 and 4096
@@ -84,8 +84,8 @@ class CooperativeCache:
 
     Notes
     -----
-    One step is `step`, and in it `attend` for each layer in order (with two parts: for part 0, then for part 1). It
-    counts once everything has happened without a fault; else the cache is as it was before.
+    One step is `step`, and in it `attend` for each layer in order (with two parts: for part 0, then for
+    part 1). It counts once everything has happened without a fault; else the cache is as it was before.
     """
 
     def __init__(
@@ -185,7 +185,9 @@ class CooperativeCache:
             return
         if threads is None:
             threads = max(1, num_threads() - (1 if ways & {"split", "upload"} else 0))
-        self._exchanges = [Exchange(device, self._memory, sizes, rows, "split" in ways) for rows in self.parts]
+        self._exchanges = [
+            Exchange(device, self._memory, sizes, rows, "split" in ways) for rows in self.parts
+        ]
         for layer in self._layers:
             if isinstance(layer, HostLayer):
                 layer.prepare(sizes, self.parts, self._exchanges, threads, self._failed)
@@ -323,8 +325,8 @@ class CooperativeCache:
         layer : int
             Layers come in order.
         qkv : array, shape (B', S, Hq + 2 Hkv, D)
-            Of the compute dtype, on the device, without gaps: queries, keys, values. B' sequences of the part, S
-            tokens of the step.
+            Of the compute dtype, on the device, without gaps: queries, keys, values. B' sequences of the
+            part, S tokens of the step.
         out : array, shape (B', S, Hq, D)
             Likewise; filled.
         part : int, default 0
@@ -364,14 +366,17 @@ class CooperativeCache:
 
     def _on_device(self, caches: list[KVCache], qkv: Any, out: Any, part: int) -> None:
         """The cache lies on the device: append and attend there."""
-        own = [(caches[part], slice(None))] if self._count == 1 else list(zip(caches, self.parts, strict=True))
+        if self._count == 1:
+            own = [(caches[part], slice(None))]
+        else:
+            own = list(zip(caches, self.parts, strict=True))
         for cache, rows in own:
             q, k, v = self._sizes.split(qkv[rows])
             cache.append(k, v)
             cache.attend(q, causal=True, out=out[rows].swapaxes(1, 2))
 
     def _prompt(self, index: int, layer: HostLayer, qkv: Any, out: Any) -> None:
-        """Attend on the device, to the chunk itself and to pieces on their way up; the chunk's rows go down."""
+        """Attend on the device, to the chunk itself and to pieces as they come up; its rows go down."""
         device, stream, count = self._device, self._current, self._count
         assert self._ring is not None
         q, k, v = self._sizes.split(qkv)
@@ -461,9 +466,7 @@ class CooperativeCache:
             lses.append(lse)
         device.wait_event(stream, arrived)
         there, there_lse = exchange.there
-        device.merge(
-            [there.swapaxes(1, 2), *outs], [there_lse, *lses], out.swapaxes(1, 2), None
-        )
+        device.merge([there.swapaxes(1, 2), *outs], [there_lse, *lses], out.swapaxes(1, 2), None)
 
     def fill_random(self, length: int, seed: int = 0) -> None:
         """Fill every sequence up to `length` with random keys and values, the same for the same seed.
@@ -498,7 +501,8 @@ class CooperativeCache:
                         staging.reset()
                         staging.append(k[:, :, at : at + size], v[:, :, at : at + size])
                         for here, there in zip(layer.planes, rows_of(staging), strict=True):
-                            device.copy(stream, here[:, :, first + at : first + at + size], there[:, :, :size])
+                            start = first + at
+                            device.copy(stream, here[:, :, start : start + size], there[:, :, :size])
         device.wait()
         self.length = length
 

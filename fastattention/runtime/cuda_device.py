@@ -1,8 +1,8 @@
 """A GPU through CuPy, as the cooperative runtime uses it.
 
-What the runtime asks for is queued: copies by CUDA's copy engines, and calls of C functions in the middle of a
-stream by ``cuLaunchHostFunc``, on a thread of the driver's that knows nothing of Python. So a whole token is
-queued ahead, and Python's interpreter is in nobody's way while it is computed.
+What the runtime asks for is queued: copies by CUDA's copy engines, and calls of C functions in the middle of
+a stream by ``cuLaunchHostFunc``, on a thread of the driver's that knows nothing of Python. So a whole token
+is queued ahead, and Python's interpreter is in nobody's way while it is computed.
 """
 
 from __future__ import annotations
@@ -87,13 +87,14 @@ class CudaDevice:
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         with self.xp.cuda.Device(self.number):
             memory = HostMemory(
-                nbytes,
-                register=(lambda at, size: self._runtime.hostRegister(at, size, 0), self._runtime.hostUnregister),
-                node=self._node,
+                nbytes, register=(self._register, self._runtime.hostUnregister), node=self._node
             )
         array = memory.array(shape, dtype)
         self._memory[array.ctypes.data] = memory
         return array
+
+    def _register(self, address: int, nbytes: int) -> None:
+        self._runtime.hostRegister(address, nbytes, 0)
 
     def free_host(self, array: Array) -> None:
         """Give back an array of `host_array`."""

@@ -1,7 +1,7 @@
 """What the cooperative runtime needs of a device: an array module, streams, copies, and calls on the host.
 
-Two classes have it: `CudaDevice`, a GPU through CuPy, and `NumpyDevice`, CPU memory that plays one, on which the
-runtime's logic is tested where there is no GPU.
+Two classes have it: `CudaDevice`, a GPU through CuPy, and `NumpyDevice`, CPU memory that plays one, on which
+the runtime's logic is tested where there is no GPU.
 """
 
 from __future__ import annotations

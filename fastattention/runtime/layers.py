@@ -88,8 +88,8 @@ class HostArrays:
 class Exchange:
     """What one part of the batch sends down to the CPU for a token, and what comes back: one copy each way.
 
-    Down go query, key and value of the new token as the layer made them. Up comes the output, and behind it, for
-    layers that the GPU attends to as well, the log-sum-exp.
+    Down go query, key and value of the new token as the layer made them. Up comes the output, and behind it,
+    for layers that the GPU attends to as well, the log-sum-exp.
 
     Parameters
     ----------
@@ -102,9 +102,7 @@ class Exchange:
         Whether there are layers that the GPU attends to as well.
     """
 
-    def __init__(
-        self, device: Device, memory: HostArrays, sizes: Sizes, rows: slice, partial: bool
-    ) -> None:
+    def __init__(self, device: Device, memory: HostArrays, sizes: Sizes, rows: slice, partial: bool) -> None:
         batch, heads = rows.stop - rows.start, sizes.q_heads + 2 * sizes.kv_heads
         self.stream = device.stream()
         shape = batch, 1, sizes.q_heads, sizes.head_dim

@@ -45,8 +45,8 @@ class NumpyDevice:
     Parameters
     ----------
     order : {"early", "late"} or Random, default "early"
-        When queued operations happen: at once; as late as what waits for them allows; or, of some streams soon
-        and of others late, by chance.
+        When queued operations happen: at once; as late as what waits for them allows; or, of some streams
+        soon and of others late, by chance.
     bytes_free : int, default 2**40
         What `memory` says is free.
     """
@@ -58,7 +58,7 @@ class NumpyDevice:
     def __init__(self, order: str | Random = "early", bytes_free: int = 2**40) -> None:
         self._order = order
         self._streams: list[_Stream] = []
-        self._used: list[_Stream] = []  # where array operations go now: what is queued there happens before them
+        self._used: list[_Stream] = []  # where array operations go now, behind what is queued there
         self._bytes = bytes_free
         self.host_bytes = 0  # that were taken and not given back
 

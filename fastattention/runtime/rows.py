@@ -1,4 +1,4 @@
-"""Rows of a `KVCache` as the runtime moves them: planes that copies fill, without a round through `append`."""
+"""Rows of a `KVCache` as the runtime moves them: planes that copies fill, past `append`."""
 
 from __future__ import annotations
 

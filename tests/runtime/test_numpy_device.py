@@ -1,4 +1,4 @@
-"""The device that CPU memory plays: things happen in the order that was asked for, and no earlier than asked."""
+"""The device that CPU memory plays: things happen in the order that was asked for, no earlier than asked."""
 
 from __future__ import annotations
 

@@ -199,7 +199,8 @@ class CooperativeCache:
         shape = sizes.batch, self._chunk, sizes.q_heads, sizes.head_dim
         self._part = device.xp.empty(shape, sizes.compute_dtype)
         self._sum = device.xp.empty(shape, np.float32)
-        self._sum_lse = device.xp.empty((sizes.batch, sizes.q_heads, self._chunk), np.float32)
+        # Two, by turns: a merge may not write the log-sum-exps that it reads.
+        self._sum_lse = device.xp.empty((2, sizes.batch, sizes.q_heads, self._chunk), np.float32)
 
     def close(self) -> None:
         """Give all memory back; the cache cannot be used any more."""
@@ -395,14 +396,16 @@ class CooperativeCache:
 
         result = out.swapaxes(1, 2)  # (B, Hq, S, D)
         joined, lse = chunk.attend(q, causal=True, out=result, return_lse=True)
-        part, total, total_lse = (self._part[:, :count], self._sum[:, :count], self._sum_lse[:, :, :count])
-        for first in range(0, self.length, self._slot_tokens):
+        part, total = self._part[:, :count], self._sum[:, :count]
+        for turn, first in enumerate(range(0, self.length, self._slot_tokens)):
             tokens = min(self._slot_tokens, self.length - first)
             place = self._ring.take(stream, tokens)
             more, more_lse = place.attend(q, causal=False, out=part.swapaxes(1, 2), return_lse=True)
             self._ring.give_back(place, stream)
             last = first + tokens == self.length
-            target, target_lse = (result, None) if last else (total.swapaxes(1, 2), total_lse)
+            target, target_lse = (result, None)
+            if not last:
+                target, target_lse = total.swapaxes(1, 2), self._sum_lse[turn % 2, :, :, :count]
             device.merge([joined, more], [lse, more_lse], target, target_lse)
             joined, lse = target, target_lse
 

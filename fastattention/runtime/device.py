@@ -85,7 +85,7 @@ class Device(Protocol):
         outs, lses : list of array
             (B, H, S, D) and float32 (B, H, S).
         out, lse : array
-            Where to; they may be among the parts. `lse` may be None.
+            Where to. `out` may be one of the parts', `lse` not; it may be None.
         """
 
     def array(self, array: NDArray[Any]) -> Any:

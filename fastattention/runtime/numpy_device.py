@@ -120,6 +120,7 @@ class NumpyDevice:
 
     def merge(self, outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
         """Join parts, in float64."""
+        assert lse is None or not any(np.shares_memory(lse, part) for part in lses)
         joined, sums = merge_normalised(list(zip(outs, lses, strict=True)))
         out[...] = joined
         if lse is not None:

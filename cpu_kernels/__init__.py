@@ -28,8 +28,8 @@ finally:
         del os.environ[_SPINS]
 
 __all__ = [
-    "ISAS", "HostStep", "attention", "available_isas", "cache_bytes", "compiler", "default_isa", "explain", "max_threads",
-    "quantize",
+    "ISAS", "HostStep", "attention", "available_isas", "cache_bytes", "compiler", "default_isa", "explain",
+    "max_threads", "quantize",
 ]  # fmt: skip
 
 #: Instruction sets this library has kernels for, slowest first.
@@ -236,9 +236,9 @@ def attention(
 class HostStep:
     """A token's work on a layer whose keys and values lie in host memory, as a call that needs no Python.
 
-    New rows are written behind those that are there, then the queries attend to a range of rows that ends with
-    the new ones. `run` does it here, without the GIL. A GPU's driver does it where `function` and `argument` are
-    queued as a host function (``cuLaunchHostFunc``).
+    New rows are written behind those that are there, then the queries attend to a range of rows that ends
+    with the new ones. `run` does it here, without the GIL. A GPU's driver does it where `function` and
+    `argument` are queued as a host function (``cuLaunchHostFunc``).
 
     Parameters
     ----------
@@ -246,8 +246,8 @@ class HostStep:
         float32, float16 or bfloat16; any strides with a contiguous last axis, as all arrays here. Query i
         stands at the i-th new row.
     planes : tuple of ndarray
-        Keys (B, Hkv, capacity, D) and values (B, Hkv, capacity, Dv); of int8 also the scales of both, float32,
-        without the last axis.
+        Keys (B, Hkv, capacity, D) and values (B, Hkv, capacity, Dv); of int8 also the scales of both,
+        float32, without the last axis.
     out : ndarray, shape (B, Hq, S, Dv)
         Of q's dtype; filled.
     lse : ndarray, shape (B, Hq, S), optional
@@ -335,7 +335,7 @@ class HostStep:
         if status == lib.FA_NO_MEMORY:
             raise MemoryError("attention on the CPU: the kernels could not allocate their workspace")
         if status == lib.FA_NOT_FINITE:
-            raise ValueError("new keys and values: expected finite numbers for a cache of int8, got inf or NaN")
+            raise ValueError("new keys and values: a cache of int8 takes finite numbers, got inf or NaN")
         if status != lib.FA_OK:
             raise _lacking(ISAS[self._step.problem.isa])
 

@@ -182,6 +182,9 @@ class DevicePaged(Paged):
         super().make_room(length, held)
         if self.planes is not before:
             self._home = _leave(self._home)
+        if self.table.shape != self.table_there.shape:
+            self._stale = True
+            self.update()
 
     @property
     def kernel_table(self) -> Any:

@@ -17,7 +17,8 @@ from .merge import MOST_PARTS, merge
 from .plan import Explained, Plan
 
 __all__ = [
-    "ATOMS", "DECODE_ROWS", "KERNELS", "MOST_PARTS", "Card", "Configuration", "Explained", "Plan", "append", "atom_of",
-    "attention", "available", "card", "compiled", "configuration_of", "configure", "describe", "explain",
-    "forced_atom", "get_atom", "load_cupy", "merge", "no_room", "rates", "set_atom", "upload", "why_not", "zeros",
+    "ATOMS", "DECODE_ROWS", "KERNELS", "MOST_PARTS", "Card", "Configuration", "Explained", "Plan", "append",
+    "atom_of", "attention", "available", "card", "compiled", "configuration_of", "configure", "describe",
+    "explain", "forced_atom", "get_atom", "load_cupy", "merge", "no_room", "rates", "set_atom", "upload",
+    "why_not", "zeros",
 ]  # fmt: skip

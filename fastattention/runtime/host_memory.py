@@ -81,8 +81,8 @@ class HostMemory:
 
     Notes
     -----
-    More is refused than the system has available: it would grant a mapping of any size, and end the process when
-    that is touched.
+    More is refused than the system has available: it would grant a mapping of any size, and end the process
+    when that is touched.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class HostMemory:
         return array
 
     def free(self) -> None:
-        """Give the memory back; arrays over it keep its pages until they go, but nothing may copy from them."""
+        """Give the memory back. Its pages go with the last array over it, which nothing may copy from."""
         if self._registered is not None:
             done, self._registered = self._registered, None
             done(self.address)
@@ -153,8 +153,8 @@ def _prefer(address: int, nbytes: int, node: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     # The number of bits is one more than the highest, by an old habit of the kernel's.
     libc.syscall(
-        ctypes.c_long(_MBIND), ctypes.c_void_p(address), ctypes.c_ulong(nbytes), ctypes.c_int(_MPOL_PREFERRED),
-        words, ctypes.c_ulong(64 * len(words) + 1), ctypes.c_uint(0),
+        ctypes.c_long(_MBIND), ctypes.c_void_p(address), ctypes.c_ulong(nbytes),
+        ctypes.c_int(_MPOL_PREFERRED), words, ctypes.c_ulong(64 * len(words) + 1), ctypes.c_uint(0),
     )  # fmt: skip
 
 

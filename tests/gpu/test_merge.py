@@ -1,4 +1,4 @@
-"""Parts joined by the GPU's kernel: its text compiled for the host, and on a GPU, against the specification."""
+"""Parts joined by the GPU's kernel, on a GPU and compiled for the host, against the specification."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ extern "C" void run(const void *p, unsigned blocks) {
     for (threadIdx.x = 0; threadIdx.x < FA_THREADS; ++threadIdx.x) merge(problem);
 }
 extern "C" int sizes(int which) {
-  const int found[] = {sizeof(MergeProblem), offsetof(MergeProblem, result), offsetof(MergeProblem, part), sizeof(Rows),
-                       offsetof(Rows, lse), offsetof(Rows, kind), PARTS};
+  const int found[] = {sizeof(MergeProblem), offsetof(MergeProblem, result), offsetof(MergeProblem, part),
+                       sizeof(Rows), offsetof(Rows, lse), offsetof(Rows, kind), PARTS};
   return found[which];
 }
 """

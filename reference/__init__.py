@@ -23,6 +23,8 @@ sitting; this order works well:
     Keys and values as 8-bit integers with a scale a token, and how far that is off.
 `paged`
     Keys and values in pages that a block table finds: the layout, and attention page by page.
+`offload`
+    Where a cache lies when it outgrows the GPU, what that moves, and what it costs: arithmetic.
 `worked_example`
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
@@ -40,6 +42,7 @@ from __future__ import annotations
 
 from . import (
     decode,
+    offload,
     online_softmax,
     packed,
     paged,
@@ -64,6 +67,7 @@ __all__ = [
     "classify",
     "decode",
     "intervals",
+    "offload",
     "online_softmax",
     "packed",
     "paged",

@@ -24,7 +24,9 @@ sitting; this order works well:
 `paged`
     Keys and values in pages that a block table finds: the layout, and attention page by page.
 `offload`
-    Where a cache lies when it outgrows the GPU, what that moves, and what it costs: arithmetic.
+    Where a cache lies when it outgrows the GPU, and what that moves: arithmetic.
+`offload_time`
+    How long a token and a prompt then take: classical, cooperative, split, in two halves.
 `worked_example`
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
@@ -43,6 +45,7 @@ from __future__ import annotations
 from . import (
     decode,
     offload,
+    offload_time,
     online_softmax,
     packed,
     paged,
@@ -68,6 +71,7 @@ __all__ = [
     "decode",
     "intervals",
     "offload",
+    "offload_time",
     "online_softmax",
     "packed",
     "paged",

@@ -1,4 +1,4 @@
-"""Where the KV cache lies when it outgrows the GPU, what that moves, and what it costs: arithmetic, no arrays.
+"""Where the KV cache lies when it outgrows the GPU, and what that moves: arithmetic, no arrays.
 
 A decoder reads, for each token, every layer's weights once and every layer's keys and values once. Weights stay
 on the GPU. The cache of one layer, for B sequences of N tokens, has ::
@@ -21,11 +21,9 @@ three ways to attend, which differ in what crosses the bus for a token:
 
         f = Bc / (Bc + Bp),     S / (Bc + Bp).
 
-    Both read the same DRAM, so this holds while Bc + Bp <= Bd; beyond, S / Bd is the least, at any f for which
-    neither side alone takes longer.
+    Both read the same DRAM, so this holds while Bc + Bp <= Bd; beyond, S / Bd is the least.
 
-Layers depend on one another: no layer's query exists before the layer before is done. So the times of the GPU
-and of CPU attention add up, layer by layer, while uploads, which need no query, may run ahead.
+`offload_time` says what a whole token and a whole prompt take.
 
 The paper's machine, as its review corrects it: eight V100s share one DRAM of 196 GB/s and have 12 GB/s of bus
 each, so that each has a share of 24.5 GB/s of CPU attention:
@@ -39,9 +37,89 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 __all__ = [
-    "Placement", "Split", "Traffic", "cache_bytes", "largest_context", "place", "ratio", "split", "token_time",
-    "traffic",
+    "Placement", "Split", "Traffic", "activation_bytes", "cache_bytes", "largest_context", "layer_parameters",
+    "parameters", "place", "ratio", "split", "spread", "staging_bytes", "traffic",
 ]  # fmt: skip
+
+
+def layer_parameters(
+    hidden: int, feed_forward: int, q_heads: int, kv_heads: int, head_dim: int, *, gated: bool = True
+) -> int:
+    """Return the weights of one decoder layer.
+
+    Parameters
+    ----------
+    hidden, feed_forward : int
+        Width of the residual stream, and of the feed-forward network.
+    q_heads, kv_heads, head_dim : int
+        Hq, Hkv, D.
+    gated : bool
+        SwiGLU has three matrices (gate, up, down), a plain network two.
+
+    Notes
+    -----
+    Matrices for q, k, v: hidden (Hq + 2 Hkv) D; for the output Hq D hidden; two norms' gains of hidden each.
+
+    Examples
+    --------
+    >>> layer_parameters(4096, 14336, 32, 8, 128)  # Llama-3-8B
+    218112000
+    """
+    attention = hidden * (q_heads + 2 * kv_heads) * head_dim + q_heads * head_dim * hidden
+    return attention + (3 if gated else 2) * hidden * feed_forward + 2 * hidden
+
+
+def parameters(layers: int, layer: int, hidden: int, vocab: int, *, tied: bool = False) -> int:
+    """Return the weights of a decoder: its layers, the embedding, the output matrix, and the last norm.
+
+    Parameters
+    ----------
+    layers, layer : int
+        How many, and the weights of one.
+    hidden, vocab : int
+        Shape of the embedding.
+    tied : bool
+        The output matrix is the embedding.
+
+    Examples
+    --------
+    >>> parameters(32, layer_parameters(4096, 14336, 32, 8, 128), 4096, 128256)  # Llama-3-8B
+    8030261248
+    """
+    return layers * layer + (1 if tied else 2) * vocab * hidden + hidden
+
+
+def activation_bytes(
+    batch: int, chunk: int, hidden: int, feed_forward: int, q_heads: int, kv_heads: int, head_dim: int,
+    vocab: int, itemsize: int,
+) -> int:  # fmt: skip
+    """Return the bytes that a decoder computes in while a chunk of prompt goes through its layers.
+
+    Parameters
+    ----------
+    batch, chunk : int
+        Sequences, and tokens of each that go through at a time.
+    hidden, feed_forward, q_heads, kv_heads, head_dim, vocab : int
+        The model.
+    itemsize : int
+        Bytes of an element of the weights, and of what they multiply.
+
+    Notes
+    -----
+    Layers take turns in the same buffers. Of each of the B chunk rows there are: the residual stream in
+    float32; what a norm made of it; queries, keys and values, or gate and up, whichever is wider; and what
+    attention mixed, or the gated::
+
+        4 hidden + e (hidden + max((Hq + 2 Hkv) D, 2 F) + max(Hq D, F)).
+
+    Of each sequence: its last row, normalised, and float32 logits. And what goes up for a step: 4 bytes a token,
+    and rotary embedding's angles, 4 D bytes a position, of two positions at least.
+    """
+    wide = max((q_heads + 2 * kv_heads) * head_dim, 2 * feed_forward)
+    middle = max(q_heads * head_dim, feed_forward)
+    row = 4 * hidden + itemsize * (hidden + wide + middle)
+    inputs = 4 * (batch * chunk + head_dim * max(chunk, 2))
+    return batch * chunk * row + batch * (itemsize * hidden + 4 * vocab) + inputs
 
 
 def cache_bytes(
@@ -50,17 +128,17 @@ def cache_bytes(
     kv_heads: int,
     head_dim: int,
     v_dim: int,
-    itemsize: float,
+    itemsize: int,
     *,
     scales: bool = False,
-) -> float:
+) -> int:
     """Return the bytes of one layer's keys and values.
 
     Parameters
     ----------
     batch, tokens, kv_heads, head_dim, v_dim : int
         B, N, Hkv, D, Dv.
-    itemsize : float
+    itemsize : int
         Bytes of an element.
     scales : bool
         int8: a float32 scale for each key and each value, 8 bytes a token and KV head.
@@ -73,6 +151,35 @@ def cache_bytes(
     0.5
     """
     return batch * tokens * kv_heads * ((head_dim + v_dim) * itemsize + (8 if scales else 0))
+
+
+def staging_bytes(
+    token_bytes: int, batch: int, q_heads: int, head_dim: int, itemsize: int, *, chunk: int, slots: int,
+    slot_tokens: int,
+) -> int:  # fmt: skip
+    """Return the GPU's memory for layers whose caches lie in host memory, on their way.
+
+    Parameters
+    ----------
+    token_bytes : int
+        A layer's cache of one token of the whole batch: S / N.
+    batch, q_heads, head_dim, itemsize : int
+        B, Hq, D, and bytes of an element of the output.
+    chunk : int
+        Prompt tokens at a time.
+    slots, slot_tokens : int
+        Places for pieces of a cache on their way up, and the tokens of a piece.
+
+    Notes
+    -----
+    A place has room for one token more than a piece: the new one. A chunk's own rows wait in two places by turns
+    until they are down. A chunk's output over one piece (e bytes an element), the sum over pieces (float32), and
+    two log-sum-exps.
+    """
+    ring = slots * (slot_tokens + 1) * token_bytes
+    rows = 2 * chunk * token_bytes
+    outputs = batch * chunk * q_heads * (head_dim * (itemsize + 4) + 2 * 4)
+    return ring + rows + outputs
 
 
 @dataclass(frozen=True)
@@ -102,7 +209,7 @@ def traffic(
     kv_heads: int,
     head_dim: int,
     v_dim: int,
-    itemsize: float,
+    itemsize: int,
     share: float,
 ) -> Traffic:
     """Return what a layer in host memory moves for a token, the CPU attending to a `share` of the keys.
@@ -113,34 +220,34 @@ def traffic(
         S: bytes of the layer's cache (`cache_bytes`).
     batch, q_heads, kv_heads, head_dim, v_dim : int
         B, Hq, Hkv, D, Dv.
-    itemsize : float
+    itemsize : int
         Bytes of an element of q, k, v and the output.
     share : float
-        0: classical; 1: cooperative; between: split, whose partial output is float32, with its log-sum-exp.
+        0: classical; 1: cooperative; between: split, where the output comes with its log-sum-exp.
 
     Notes
     -----
     Down go the token's k and v, B Hkv (D + Dv) elements, which the host keeps in any case, and where the CPU
-    attends its q, B Hq D elements. Up go (1 - share) S, and where the CPU attends its output: B Hq Dv elements, or
-    B Hq (Dv + 1) float32 to be merged.
+    attends its q, B Hq D elements. Up go (1 - share) S, and where the CPU attends its output, B Hq Dv elements;
+    if that is to be merged, 4 B Hq bytes of log-sum-exps, too.
 
     Examples
     --------
     >>> whole = cache_bytes(1, 131072, 8, 128, 128, 2)
     >>> [traffic(whole, 1, 32, 8, 128, 128, 2, f).up for f in (0, 1)]
-    [536870912.0, 8192.0]
+    [536870912, 8192]
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share: expected 0 to 1, got {share}")
     rows = batch * kv_heads * (head_dim + v_dim) * itemsize
-    query = batch * q_heads * head_dim * itemsize if share else 0.0
-    result = 0.0
+    if share == 0:
+        return Traffic(rows, cache, 0, cache + rows)
+    query = batch * q_heads * head_dim * itemsize
+    result = batch * q_heads * v_dim * itemsize
     if share == 1:
-        result = batch * q_heads * v_dim * itemsize
-    elif share:
-        result = batch * q_heads * (v_dim + 1) * 4.0
-    up = (1 - share) * cache
-    return Traffic(rows + query, up + result, share * cache, cache + rows)
+        return Traffic(rows + query, result, cache, cache + rows)
+    up = (1 - share) * cache + result + 4 * batch * q_heads
+    return Traffic(rows + query, up, share * cache, cache + rows)
 
 
 def ratio(cpu: float, bus: float) -> float:
@@ -156,7 +263,7 @@ def ratio(cpu: float, bus: float) -> float:
 
 @dataclass(frozen=True)
 class Split:
-    """A layer shared between CPU and bus: the CPU's share of the keys, and the bytes a second that both reach."""
+    """A layer shared between CPU and bus: the CPU's share of the keys, and bytes a second that both reach."""
 
     share: float
     bandwidth: float
@@ -173,8 +280,8 @@ def split(bus: float, cpu: float, host_bandwidth: float) -> Split:
     Notes
     -----
     While Bc + Bp <= Bd, both sides end together at f = Bc / (Bc + Bp). Else they share Bd: the layer takes S / Bd
-    as long as the CPU's f S / Bd and the bus's (1 - f) S / Bd stay possible, that is for f between 1 - Bp / Bd and
-    Bc / Bd; in proportion to what each can do alone lies between the two.
+    as long as the CPU's f S / Bd and the bus's (1 - f) S / Bd stay possible, that is for f between 1 - Bp / Bd
+    and Bc / Bd; in proportion to what each can do alone lies between the two.
 
     Examples
     --------
@@ -190,7 +297,7 @@ def split(bus: float, cpu: float, host_bandwidth: float) -> Split:
 
 @dataclass(frozen=True)
 class Placement:
-    """How many layers' caches lie on the GPU and in host memory, and what is left over there, in bytes."""
+    """How many layers' caches lie on the GPU and in host memory, and the bytes that are left over there."""
 
     gpu_layers: int
     host_layers: int
@@ -199,7 +306,14 @@ class Placement:
 
 
 def place(
-    layers: int, cache: float, gpu_memory: float, gpu_used: float, host_memory: float, host_used: float = 0.0
+    layers: int,
+    cache: float,
+    gpu_memory: float,
+    gpu_used: float,
+    host_memory: float,
+    *,
+    staging: float = 0.0,
+    most_gpu_layers: int | None = None,
 ) -> Placement | None:
     """Return where the layers' caches lie, as many as fit on the GPU; None where they fit nowhere.
 
@@ -210,19 +324,22 @@ def place(
     cache : float
         S.
     gpu_memory, host_memory : float
-        Bytes that may be used: what there is, less a margin.
+        Bytes that may be used: what there is, less what others hold, less a margin.
     gpu_used : float
-        Weights, activations, and where layers lie in host memory the buffers they pass through.
-    host_used : float
-        Likewise.
+        Weights and activations.
+    staging : float
+        What the GPU needs besides as soon as one layer lies in host memory (`staging_bytes`).
+    most_gpu_layers : int, optional
+        No more than these on the GPU, whatever the room.
 
     Notes
     -----
-    ::
+    With M the usable bytes of the GPU and H those of the host::
 
-        L_GPU = min(L, floor((M_GPU - used) / S)),     L_CPU = L - L_GPU,
+        L_GPU = L                                        if used + L S <= M, else
+        L_GPU = min(L - 1, floor((M - used - staging) / S)),    L_CPU = L - L_GPU,
 
-    and L_CPU S must fit in host memory. The paper leaves both unsaid.
+    and L_CPU S <= H. The paper leaves both unsaid.
 
     Examples
     --------
@@ -232,36 +349,55 @@ def place(
     >>> place(32, 0.5 * 2**30, 16e9, 17e9, 64e9) is None  # the weights alone do not fit
     True
     """
+    most = layers if most_gpu_layers is None else min(layers, most_gpu_layers)
     room = gpu_memory - gpu_used
+    if most == layers and room >= layers * cache:
+        return Placement(layers, 0, room - layers * cache, host_memory)
+    room -= staging
     if room < 0:
         return None
-    on_gpu = min(layers, int(room // cache)) if cache else layers
+    on_gpu = min(layers - 1, most, int(room // cache))
     in_host = layers - on_gpu
-    left = host_memory - host_used - in_host * cache
+    left = host_memory - in_host * cache
     return None if left < 0 else Placement(on_gpu, in_host, room - on_gpu * cache, left)
+
+
+def spread(layers: int, host_layers: int) -> list[bool]:
+    """Return which layers' caches lie in host memory, evenly over the depth, the last one among them.
+
+    Uploads run ahead while the GPU works on layers between.
+
+    Examples
+    --------
+    >>> [i for i, in_host in enumerate(spread(8, 3)) if in_host]
+    [2, 5, 7]
+    """
+    return [(i + 1) * host_layers // layers > i * host_layers // layers for i in range(layers)]
 
 
 def largest_context(
     layers: int,
-    bytes_a_token: float,
+    token_bytes: float,
     gpu_memory: float,
     gpu_used: float,
     host_memory: float,
-    host_used: float = 0.0,
+    *,
+    staging: float = 0.0,
+    most_gpu_layers: int | None = None,
 ) -> int:
     """Return the most tokens whose caches fit, layer by layer, on the GPU and in host memory together.
 
     Parameters
     ----------
-    bytes_a_token : float
+    token_bytes : float
         Of one layer: S / N.
-    layers, gpu_memory, gpu_used, host_memory, host_used
+    layers, gpu_memory, gpu_used, host_memory, staging, most_gpu_layers
         As for `place`.
 
     Notes
     -----
-    N tokens fit when L_GPU + floor(host / (N s)) >= L: both floors fall as N grows, so that bisection finds the
-    last N for which `place` finds a place.
+    Whatever fits, less fits, too (both floors fall as N grows), so that bisection finds the last N for which
+    `place` finds a place.
 
     Examples
     --------
@@ -269,65 +405,18 @@ def largest_context(
     >>> place(32, 4096 * n, 32e9, 17e9, 64e9) is not None, place(32, 4096 * (n + 1), 32e9, 17e9, 64e9) is None
     (True, True)
     """
-    room = gpu_memory - gpu_used
-    if room < 0 or host_memory < host_used:
-        return 0
-    low, high = 0, int((room + host_memory - host_used) // (layers * bytes_a_token)) + 1
+
+    def fits(tokens: int) -> bool:
+        return (
+            place(
+                layers, token_bytes * tokens, gpu_memory, gpu_used, host_memory, staging=staging,
+                most_gpu_layers=most_gpu_layers,
+            )
+            is not None
+        )  # fmt: skip
+
+    low, high = 0, int(max(0.0, gpu_memory - gpu_used + host_memory) // (layers * token_bytes)) + 1
     while high - low > 1:
         middle = (low + high) // 2
-        fits = place(layers, bytes_a_token * middle, gpu_memory, gpu_used, host_memory, host_used) is not None
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def token_time(
-    placement: Placement, gpu_layer: float, cache: float, *, gpu: float, bus: float, cpu: float, host_bandwidth: float,
-    way: str, latency: float = 0.0,
-) -> float:  # fmt: skip
-    """Return the seconds of a token through all layers.
-
-    Parameters
-    ----------
-    placement : Placement
-        From `place`.
-    gpu_layer : float
-        Seconds of the GPU for a layer without attention: its weights over the GPU's memory, for few tokens.
-    cache : float
-        S, bytes.
-    gpu, bus, cpu, host_bandwidth : float
-        Bytes a second: the GPU's own memory, and Bp, Bc, Bd.
-    way : {"classical", "cooperative", "split"}
-        For the layers in host memory.
-    latency : float
-        Seconds that a trip to the CPU and back takes, whatever its size.
-
-    Notes
-    -----
-    The GPU's own work is L t + L_GPU S / Bg, and one after another with all that depends on it.
-
-    Classical uploads need no query, and run ahead of the layers that use them: the token takes the longer of
-    all uploads, L_CPU S / Bp, and of the GPU's work with the attention to what came up, L_CPU S / Bg.
-
-    Cooperative attention lies between two halves of a layer and adds L_CPU (S / Bc + latency).
-
-    Split: the bus runs ahead, too, as long as the GPU works. With W the GPU's own time a host layer, the bus has
-    W + f S / Bc for (1 - f) S, so that both end together at::
-
-        f = (1 / Bp - W / S) / (1 / Bc + 1 / Bp),    at least 0,
-
-    less than Bc / (Bc + Bp) by what the bus did meanwhile; while both read, they share Bd.
-    """
-    work = (placement.gpu_layers + placement.host_layers) * gpu_layer + placement.gpu_layers * cache / gpu
-    count = placement.host_layers
-    if count == 0:
-        return work
-    if way == "classical":
-        return max(count * cache / min(bus, host_bandwidth), work + count * cache / gpu)
-    if way == "cooperative":
-        return work + count * (cache / min(cpu, host_bandwidth) + latency)
-    if way != "split":
-        raise ValueError(f"way: expected 'classical', 'cooperative' or 'split', got {way!r}")
-    ahead = work / count  # seconds of the GPU for each layer in host memory, in which the bus runs ahead
-    early = min(cache, ahead * min(bus, host_bandwidth))
-    both = split(bus, cpu, host_bandwidth)
-    return work + count * ((cache - early) / both.bandwidth + latency)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,19 @@ def nbytes(*shape: int, dtype: str = "float16") -> int:
     return np.empty(shape, dtype).nbytes
 
 
+@pytest.mark.parametrize(("gated", "tied"), list(itertools.product((True, False), repeat=2)))
+def test_parameters_are_those_of_the_matrices(gated, tied):
+    hidden, ff, vocab, layers = 24, 50, 100, 3
+    layer = [np.empty((hidden, n * 8)) for n in (4, 2, 2)] + [np.empty((4 * 8, hidden))]
+    layer += (
+        [np.empty((hidden, ff))] * (2 if gated else 1) + [np.empty((ff, hidden))] + [np.empty(hidden)] * 2
+    )
+    found = offload.layer_parameters(hidden, ff, 4, 2, 8, gated=gated)
+    assert found == sum(x.size for x in layer)
+    model = layers * found + vocab * hidden + (0 if tied else vocab * hidden) + hidden
+    assert offload.parameters(layers, found, hidden, vocab, tied=tied) == model
+
+
 @pytest.mark.parametrize("tokens", [1, 17, 1000])
 def test_cache_bytes_are_those_of_the_arrays(tokens):
     arrays = nbytes(3, 2, tokens, 40) + nbytes(3, 2, tokens, 24)
@@ -24,6 +39,16 @@ def test_cache_bytes_are_those_of_the_arrays(tokens):
     assert offload.cache_bytes(3, tokens, 2, 40, 24, 1, scales=True) == integers + scales
 
 
+def test_staging_bytes_are_those_of_the_arrays():
+    batch, kv_heads, dim, q_heads, chunk, slots, piece = 3, 2, 40, 8, 7, 4, 11
+    arrays = slots * 2 * nbytes(batch, kv_heads, piece + 1, dim) + 2 * 2 * nbytes(batch, kv_heads, chunk, dim)
+    arrays += nbytes(batch, chunk, q_heads, dim) + nbytes(batch, chunk, q_heads, dim, dtype="float32")
+    arrays += 2 * nbytes(batch, q_heads, chunk, dtype="float32")
+    token = offload.cache_bytes(batch, 1, kv_heads, dim, dim, 2)
+    found = offload.staging_bytes(token, batch, q_heads, dim, 2, chunk=chunk, slots=slots, slot_tokens=piece)
+    assert found == arrays
+
+
 @pytest.mark.parametrize("cpu_keys", [0, 250, 1000])
 def test_traffic_is_what_the_arrays_hold(cpu_keys):
     """The keys are 1000: so many the CPU's, the others go up."""
@@ -31,10 +56,10 @@ def test_traffic_is_what_the_arrays_hold(cpu_keys):
     found = offload.traffic(whole, itemsize=2, share=cpu_keys / 1000, **SIZES)
     q, rows = nbytes(3, 8, 1, 40), nbytes(3, 2, 1, 40) + nbytes(3, 2, 1, 24)
     up = nbytes(3, 2, 1000 - cpu_keys, 40) + nbytes(3, 2, 1000 - cpu_keys, 24)
-    if cpu_keys == 1000:
+    if cpu_keys:
         up += nbytes(3, 8, 1, 24)
-    elif cpu_keys:
-        up += nbytes(3, 8, 1, 24, dtype="float32") + nbytes(3, 8, 1, dtype="float32")
+    if 0 < cpu_keys < 1000:
+        up += nbytes(3, 8, 1, dtype="float32")
     assert found.down == rows + (q if cpu_keys else 0)
     assert found.up == up
     assert found.cpu == nbytes(3, 2, cpu_keys, 40) + nbytes(3, 2, cpu_keys, 24)
@@ -43,34 +68,47 @@ def test_traffic_is_what_the_arrays_hold(cpu_keys):
         offload.traffic(whole, itemsize=2, share=1.5, **SIZES)
 
 
-def one_by_one(layers, cache, gpu, host):
-    """Place layers on the GPU while they fit, then in host memory."""
-    on_gpu = in_host = 0
-    if gpu < 0:
-        return None
-    for _ in range(layers):
-        if gpu >= cache:
-            gpu, on_gpu = gpu - cache, on_gpu + 1
-        elif host >= cache:
-            host, in_host = host - cache, in_host + 1
-        else:
-            return None
-    return Placement(on_gpu, in_host, gpu, host)
+def one_by_one(layers, cache, gpu, host, staging, most):
+    """Try numbers of layers on the GPU from all to none; the first that has room there and in host memory."""
+    for on_gpu in range(min(layers, most), -1, -1):
+        in_host = layers - on_gpu
+        left = gpu - on_gpu * cache - (staging if in_host else 0)
+        if left >= 0:
+            return (
+                Placement(on_gpu, in_host, left, host - in_host * cache) if host >= in_host * cache else None
+            )
+    return None
 
 
-def test_place_and_largest_context_by_enumeration():
+@pytest.mark.parametrize("staging", [0, 11])
+@pytest.mark.parametrize("most", [None, 0, 2])
+def test_place_and_largest_context_by_enumeration(staging, most):
     for layers in (1, 2, 7):
         for gpu in (-1, 0, 9, 10, 100, 333):
             for host in (0, 50, 77, 1000):
                 fits = []
+                given = {"staging": staging, "most_gpu_layers": most}
                 for tokens in range(1, 400):
-                    found = offload.place(layers, 3 * tokens, gpu + 20, 20, host + 5, 5)
-                    assert found == one_by_one(layers, 3 * tokens, gpu, host)
+                    found = offload.place(layers, 3 * tokens, gpu + 20, 20, host, **given)
+                    limit = layers if most is None else most
+                    assert found == one_by_one(layers, 3 * tokens, gpu, host, staging, limit)
                     fits.append(found is not None)
                 # Whatever fits, less fits, too; what is asked for is the last that does.
                 assert fits == sorted(fits, reverse=True)
-                longest = offload.largest_context(layers, 3, gpu + 20, 20, host + 5, 5)
+                longest = offload.largest_context(layers, 3, gpu + 20, 20, host, **given)
                 assert longest == sum(fits) or (all(fits) and longest >= len(fits))
+
+
+def test_host_layers_are_spread_evenly():
+    for layers in (1, 5, 32):
+        for count in range(layers + 1):
+            found = offload.spread(layers, count)
+            assert sum(found) == count
+            assert found[-1] == (count > 0)
+            places = [-1, *(i for i, in_host in enumerate(found) if in_host)]
+            gaps = np.diff(places)
+            if count:
+                assert gaps.max() - gaps.min() <= 1
 
 
 def seconds_of_split(share, cache, bus, cpu, host_bandwidth):
@@ -94,60 +132,3 @@ def test_no_split_is_faster(bus, cpu, most):
 def test_what_is_no_bandwidth():
     with pytest.raises(ValueError, match=r"cpu: expected bytes a second above 0, got 0"):
         offload.split(1, 0, 1)
-
-
-RATES = {"gpu": 800.0, "bus": 12.0, "cpu": 24.0, "host_bandwidth": 100.0}
-
-
-def simulate(placement, gpu_layer, cache, way, gpu, bus, cpu, host_bandwidth, steps=200_000):
-    """Layers one after another in small steps of time: the bus runs ahead of them, the CPU cannot."""
-    work = (placement.gpu_layers + placement.host_layers) * gpu_layer + placement.gpu_layers * cache / gpu
-    ahead = work / placement.host_layers
-    now = 0.0
-    for _ in range(placement.host_layers):
-        arrived = min(cache, ahead * bus)
-        now += ahead
-        share = (cache - arrived) / cache
-        if way == "cooperative":
-            now += cache / cpu
-        else:
-            slower = min(1, host_bandwidth / (bus + cpu))
-            now += share * cache / ((bus + cpu) * slower)
-    return now
-
-
-@pytest.mark.parametrize("way", ["cooperative", "split"])
-def test_token_time(way):
-    placement = Placement(10, 6, 0, 0)
-    found = offload.token_time(placement, 0.5, 30.0, way=way, **RATES)
-    assert found == pytest.approx(simulate(placement, 0.5, 30.0, way, **RATES))
-    assert offload.token_time(placement, 0.5, 30.0, way=way, latency=0.25, **RATES) == pytest.approx(
-        found + 6 * 0.25
-    )
-
-
-def test_classical_is_bound_by_the_bus_or_by_the_gpu():
-    placement = Placement(10, 6, 0, 0)
-    assert offload.token_time(placement, 0.01, 30.0, way="classical", **RATES) == 6 * 30 / 12
-    slow = offload.token_time(placement, 5.0, 30.0, way="classical", **RATES)
-    assert slow == pytest.approx(16 * 5 + 16 * 30 / 800)
-
-
-def test_each_way_is_at_least_as_fast_as_the_last():
-    for gpu_layer in (0.0, 0.1, 1.0):
-        times = [
-            offload.token_time(Placement(4, 28, 0, 0), gpu_layer, 30.0, way=way, **RATES)
-            for way in ("classical", "cooperative", "split")
-        ]
-        assert times[2] <= times[1]
-        if gpu_layer == 0:
-            assert times == sorted(times, reverse=True)
-            assert times[0] / times[1] == pytest.approx(24 / 12, rel=0.01)  # r
-    with pytest.raises(ValueError, match="way: expected"):
-        offload.token_time(Placement(4, 28, 0, 0), 1, 30.0, way="magic", **RATES)
-
-
-def test_all_on_the_gpu_needs_no_way():
-    assert offload.token_time(Placement(4, 0, 0, 0), 1.0, 80.0, way="classical", **RATES) == pytest.approx(
-        4.4
-    )

@@ -189,7 +189,8 @@ def shared(
     its S are up before the CPU may begin, and CPU and bus do the rest together at min(Bc + Bp, Bd)
     (`offload.split`), Bc / (Bc + Bp) of it the CPU. So ::
 
-        rest = max(0, S - w Bp),    f = rest / S Bc / (Bc + Bp),    W + L_CPU (rest / min(Bc + Bp, Bd) + latency).
+        rest = max(0, S - w Bp),    f = rest / S Bc / (Bc + Bp),
+        W + L_CPU (rest / min(Bc + Bp, Bd) + latency).
 
     Where rest is 0 the bus alone is fast enough, and no CPU is needed.
 

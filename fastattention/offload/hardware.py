@@ -95,8 +95,8 @@ class Hardware:
 
 _V100_HOST = (
     "one in eight of a host with eight V100s and 768 GB: of its 196 GB/s (measured, FastAttention's review) "
-    "each has 24.5 GB/s, and 12 GB/s of PCIe 3; the GPU's own memory reaches 88 % of its 900 GB/s, products 90 "
-    "and causal attention at D=128 20 TFLOP/s (published); what CUDA takes, a trip to the CPU, and what "
+    "each has 24.5 GB/s, and 12 GB/s of PCIe 3; the GPU's own memory reaches 88 % of its 900 GB/s, products "
+    "90 and causal attention at D=128 20 TFLOP/s (published); what CUDA takes, a trip to the CPU, and what "
     "queueing takes: assumed"
 )
 _V100 = {
@@ -112,15 +112,16 @@ PRESETS = {
         Hardware("v100-16gb", 16 * _GIB, **_V100),
         Hardware("v100-32gb", 32 * _GIB, **_V100),
         Hardware(
-            "t4", 15 * _GIB, 400 * 2**20, 250e9, 25e12, 8e12, 60 * 10**9, 4 * 10**9, 12e9, 18e9, 25e9, 80e-6, 300e-6,
+            "t4", 15 * _GIB, 400 * 2**20, 250e9, 25e12, 8e12, 60 * 10**9, 4 * 10**9, 12e9, 18e9, 25e9,
+            80e-6, 300e-6,
             "a cloud's T4 with 16 virtual cores: PCIe 3; its memory reaches 250 of 320 GB/s, products 25 of "
             "65 TFLOP/s at 70 W; all assumed",
         ),
         Hardware(
             "rtx-3090", 24 * _GIB, 500 * 2**20, 840e9, 65e12, 45e12, 60 * 10**9, 6 * 10**9, 25e9, 36e9, 40e9,
             50e-6, 200e-6,
-            "a desktop with two channels of DDR4-3200 (40 of 51 GB/s) and PCIe 4; the card reaches 840 of 936 "
-            "GB/s and 65 of 71 TFLOP/s; all assumed",
+            "a desktop with two channels of DDR4-3200 (40 of 51 GB/s) and PCIe 4; the card reaches 840 of "
+            "936 GB/s and 65 of 71 TFLOP/s; all assumed",
         ),
         Hardware(
             "h200", 139 * _GIB, 600 * 2**20, 4.15e12, 800e12, 310e12, 125 * 10**9, 6 * 10**9, 55e9, 110e9,

@@ -251,6 +251,6 @@ def _plan(
         embedding="gpu" if passage.embedding else "host",
         share=chosen.share if chosen.way == "split" else 1.0, halves=chosen.halves, chunk=chunk,
         slots=passage.slots, slot_tokens=passage.slot_tokens, threads=q.threads, margin=q.margin,
-        gpu_use=gpu_use, host_use=host_use, predictions=found, prefill_seconds=prefill_seconds(q, placement, passage),
-        largest_context=largest(q, passage, chosen.way),
+        gpu_use=gpu_use, host_use=host_use, predictions=found,
+        prefill_seconds=prefill_seconds(q, placement, passage), largest_context=largest(q, chosen.way),
     )  # fmt: skip

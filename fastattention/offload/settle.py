@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..reference import offload
@@ -14,7 +15,7 @@ __all__ = ["DoesNotFit", "largest", "settle"]
 _FOR_PASSING = 0.1
 
 
-class DoesNotFit(ValueError):
+class DoesNotFit(ValueError):  # noqa: N818 - what it says
     """The caches fit nowhere.
 
     Attributes
@@ -48,7 +49,7 @@ def settle(q: Question, way: str) -> tuple[Passage, offload.Placement]:
 
 
 def _refusal(q: Question, least: Passage, way: str) -> DoesNotFit:
-    most, room, used = largest(q, least, way), max(0, q.gpu_room), q.used(least)
+    most, room, used = largest(q, way), max(0, q.gpu_room), q.used(least)
     need = f"{q.context:,} tokens of {q.model.name}" + (f" x {q.batch}" if q.batch > 1 else "")
     if used > room:
         reason = (
@@ -81,6 +82,20 @@ def _place(q: Question, passage: Passage, way: str) -> offload.Placement | None:
     return offload.place(q.model.layers, q.cache, **_limits(q, passage, way))
 
 
-def largest(q: Question, passage: Passage, way: str) -> int:
-    """Return the most tokens that fit with a chunk and a ring that do not depend on them."""
-    return offload.largest_context(q.model.layers, q.token_bytes, **_limits(q, passage, way))
+def largest(q: Question, way: str) -> int:
+    """Return the most tokens of a sequence that fit somehow; 0 where not even one does."""
+
+    def fits(tokens: int) -> bool:
+        asked = replace(q, context=tokens)
+        return any(_place(asked, passage, way) is not None for passage in asked.passages())
+
+    if not fits(1):
+        return 0
+    low = 1
+    while fits(2 * low):
+        low *= 2
+    high = 2 * low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

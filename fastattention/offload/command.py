@@ -12,7 +12,7 @@ from .hardware import PRESETS, Hardware, hardware
 from .plan import WAYS, plan_offload
 from .shapes import SHAPES, model_shape
 
-__all__ = ["add_arguments", "main", "tokens"]
+__all__ = ["add_arguments", "main", "number", "tokens"]
 
 _EPILOG = """\
 examples:
@@ -35,11 +35,15 @@ def tokens(text: str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """Read a number, of bytes for example: "16e9", "16G" (10^9) or "16Gi" (2^30)."""
+    found = re.fullmatch(r"(.*?)([kmgt]?)(i?)", text.strip().lower())
+    assert found is not None
+    digits, letter, binary = found.groups()
     try:
-        return float(text)
+        return float(digits) * (1024 if binary else 1000) ** (" kmgt".index(letter or " "))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, such as 16e9, 16G or 16Gi") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the machine", "Each of its numbers can be given: bytes, bytes/s, FLOP/s, s."
     )
     for field in _NUMBERS:
-        group.add_argument("--" + field.name.replace("_", "-"), type=_number, metavar="X")
+        group.add_argument("--" + field.name.replace("_", "-"), type=number, metavar="X")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -136,5 +140,7 @@ def _machine(name: str, numbers: dict[str, float]) -> Hardware:
     if name == "detect":
         from .detect import detect
 
-        return detect(**numbers)
-    return hardware(name).replace(**numbers)
+        found = detect(**numbers)
+    else:
+        found = hardware(name).replace(**numbers)
+    return found.replace(source=f"{found.source}; given: {', '.join(numbers)}") if numbers else found

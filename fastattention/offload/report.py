@@ -49,6 +49,12 @@ def _memory(total: float, reserved: float, use: dict[str, int]) -> str:
     )  # fmt: skip
 
 
+def _trained(plan: OffloadPlan) -> str:
+    if plan.context <= plan.model.context:
+        return ""
+    return f"; the model was trained on {plan.model.context:,}"
+
+
 def describe(plan: OffloadPlan) -> str:
     """Return a plan as a table."""
     model, machine = plan.model, plan.hardware
@@ -58,7 +64,7 @@ def describe(plan: OffloadPlan) -> str:
         ("machine", machine.name),
         ("context", f"{plan.context:,} tokens" + (f" x {plan.batch} sequences" if plan.batch > 1 else "")
          + f", cache in {plan.kv_dtype}"),
-        ("largest context", f"{plan.largest_context:,} tokens fit in this way"),
+        ("largest context", f"{plan.largest_context:,} tokens fit in this way" + _trained(plan)),
     ]  # fmt: skip
     if model.note:
         lines.insert(1, ("", model.note))

@@ -57,7 +57,10 @@ def _refusal(q: Question, least: Passage, way: str) -> DoesNotFit:
         )
     elif way == "gpu":
         whole = used + q.model.layers * q.cache
-        reason = f"with all caches on the GPU they take {whole / 1e9:.2f} GB of it, and {room / 1e9:.2f} GB are usable"
+        reason = (
+            f"with all caches on the GPU they take {whole / 1e9:.2f} GB of it, and "
+            f"{room / 1e9:.2f} GB are usable"
+        )
     else:
         beside, in_host = max(0, room - used - q.staging(least)), max(0, q.host_room(least))
         reason = (

@@ -64,7 +64,7 @@ class OffloadPlan:
     prefill_seconds : float
         For prompts of `context` tokens.
     largest_context : int
-        Most tokens of a sequence that would fit this machine in the plan's way.
+        Most tokens of a sequence that fit this machine, in the way that was asked for.
     """
 
     model: ModelShape
@@ -226,11 +226,11 @@ def plan_offload(
         found.sort(key=lambda prediction: prediction.seconds)
     else:
         found.sort(key=lambda prediction: (prediction.way != way, prediction.seconds))
-    return _plan(question, passage, placement, tuple(found))
+    return _plan(question, way, passage, placement, tuple(found))
 
 
 def _plan(
-    q: Question, passage: Passage, placement: offload.Placement, found: tuple[Prediction, ...]
+    q: Question, way: str, passage: Passage, placement: offload.Placement, found: tuple[Prediction, ...]
 ) -> OffloadPlan:
     chunk = passage.chunk
     m, chosen = q.model, found[0]
@@ -252,5 +252,5 @@ def _plan(
         share=chosen.share if chosen.way == "split" else 1.0, halves=chosen.halves, chunk=chunk,
         slots=passage.slots, slot_tokens=passage.slot_tokens, threads=q.threads, margin=q.margin,
         gpu_use=gpu_use, host_use=host_use, predictions=found,
-        prefill_seconds=prefill_seconds(q, placement, passage), largest_context=largest(q, chosen.way),
+        prefill_seconds=prefill_seconds(q, placement, passage), largest_context=largest(q, way),
     )  # fmt: skip

@@ -64,7 +64,7 @@ def describe(plan: OffloadPlan) -> str:
         ("machine", machine.name),
         ("context", f"{plan.context:,} tokens" + (f" x {plan.batch} sequences" if plan.batch > 1 else "")
          + f", cache in {plan.kv_dtype}"),
-        ("largest context", f"{plan.largest_context:,} tokens fit in this way" + _trained(plan)),
+        ("largest context", f"{plan.largest_context:,} tokens fit" + _trained(plan)),
     ]  # fmt: skip
     if model.note:
         lines.insert(1, ("", model.note))

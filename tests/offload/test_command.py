@@ -48,7 +48,7 @@ def test_overrides(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("1m", "--way", "gpu"), "GB of the GPU, .*; the largest context that fits is"),
+        (("1m", "--way", "gpu"), "with all caches on the GPU .*; the largest context that fits is"),
         (("64k", "--gpu-memory", "1G"), "the largest context that fits is 0 tokens"),
         (("64k", "--model", "nobody"), "model: expected"),
         (("64k", "--gpu", "abacus"), "hardware: expected"),

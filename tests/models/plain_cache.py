@@ -94,6 +94,9 @@ class PlainCache:
         assert (layer, part) == self._turns.pop(0)
         assert self._stream == part
         self.fail(layer, part)
+        qkv, out = np.asarray(qkv), np.asarray(out)  # arrays may play a device's
+        assert qkv.flags.c_contiguous
+        assert out.flags.c_contiguous
         own = [(self._caches[layer][part], slice(None))]
         if self._count > 1:
             own = list(zip(self._caches[layer], self.parts, strict=True))

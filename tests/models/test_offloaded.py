@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from fastattention.models.device_llama import DeviceLlama
+from fastattention.models.device_ops import CudaOps
 from fastattention.models.gguf import ModelFile
 from fastattention.models.llama import Llama, Session
 from fastattention.models.offloaded import OffloadedSession, activation_bytes
 
-from . import tiny_model
+from . import host_decoder, tiny_model
 from .plain_cache import PlainCache, PlainDevice
 
 CONTEXT = 48
@@ -243,6 +244,30 @@ def test_close_gives_host_memory_back(model: DeviceLlama) -> None:
     assert device.host_bytes == 0
     with pytest.raises(RuntimeError, match="closed"):
         session.forward(TOKENS[:2])
+
+
+class PretendedDevice(PlainDevice):
+    """CPU memory for `CudaOps`."""
+
+    xp = SimpleNamespace(  # type: ignore[assignment]
+        empty=lambda shape, dtype: host_decoder.on_host(np.empty(shape, dtype))
+    )
+
+    def array(self, array: np.ndarray) -> Any:
+        return host_decoder.on_host(array.copy())
+
+
+@pytest.mark.skipif(bool(host_decoder.why_not()), reason=host_decoder.why_not() or "compiled")
+@pytest.mark.parametrize(("batch", "halves"), [(1, 1), (3, 2)])
+def test_kernels_of_the_gpu(
+    llama: Llama, batch: int, halves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host_decoder.pretend(monkeypatch)
+    device: Any = PretendedDevice()
+    model = DeviceLlama.from_llama(llama, device)
+    session = OffloadedSession(model, cache_for(model, batch, chunk=7, halves=halves), device)  # type: ignore[arg-type]
+    assert isinstance(session._ops, CudaOps)
+    check(session, llama, [1, 17, 1, 1])
 
 
 def greedy(session: Any, tokens: list[int], count: int) -> list[int]:

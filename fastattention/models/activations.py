@@ -1,8 +1,8 @@
-"""Device memory that a decoder computes in: taken once, for the longest step, and the views that a step works on.
+"""Device memory that a decoder computes in: taken once, for the longest step, and a step's views of it.
 
-A layer's arrays take turns in few buffers. "wide" is queries, keys and values until they have been attended to, then
-gate and up; "middle" is what attention mixed, then the gated; "normed" is what a matrix product reads, and behind
-the second of each pair of matrices what is added to the residual stream.
+A layer's arrays take turns in few buffers. "wide" is queries, keys and values until they have been attended
+to, then gate and up; "middle" is what attention mixed, then the gated; "normed" is what a matrix product
+reads, and behind the second of each pair of matrices what is added to the residual stream.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def activation_bytes(shape: ModelShape | Config, batch: int, chunk: int, dtype: 
 
     Notes
     -----
-    For each of B chunk rows: the residual stream in float32, and in the weights' dtype what a norm made of it,
-    queries, keys and values or gate and up, and the mixed or the gated::
+    For each of B chunk rows: the residual stream in float32, and in the weights' dtype what a norm made of
+    it, queries, keys and values or gate and up, and the mixed or the gated::
 
         4 hidden + e (hidden + max((heads + 2 kv_heads) D, 2 F) + max(heads D, F)),
 
-    and of each sequence its last row, normalised, and its logits in float32: e hidden + 4 vocab. What goes up for a
-    step: 4 bytes a token, and RoPE's angles, 4 D bytes a position, of two positions at least.
+    and of each sequence its last row, normalised, and its logits in float32: e hidden + 4 vocab. What goes up
+    for a step: 4 bytes a token, and RoPE's angles, 4 D bytes a position, of two positions at least.
     """
     item = np.dtype(dtype).itemsize
     row = 4 * shape.hidden + item * (shape.hidden + _wide(shape) + _middle(shape))
     inputs = 4 * (batch * chunk + shape.head_dim * max(chunk, 2))
-    return batch * chunk * row + batch * (item * shape.hidden + 4 * shape.vocab_size) + inputs
+    return int(batch * chunk * row + batch * (item * shape.hidden + 4 * shape.vocab_size) + inputs)
 
 
 def _wide(shape: ModelShape | Config) -> int:

@@ -26,7 +26,7 @@ _PIECE = 2**24
 
 @dataclass(frozen=True, slots=True)
 class DeviceLayer:
-    """Weights of one layer, as `llama.Layer` has them: gains multiplied in, the gate halved, inputs in rows."""
+    """Weights of one layer, as in `llama.Layer`: gains multiplied in, the gate halved, inputs in rows."""
 
     qkv: Any  # (hidden, (heads + 2 kv_heads) * head_dim)
     out: Any  # (heads * head_dim, hidden)
@@ -116,7 +116,7 @@ class DeviceLlama:
             if kind == np.float16:
                 largest = float(np.abs(array).max())
                 if largest > float(np.finfo(np.float16).max):
-                    raise ValueError(f"dtype: {what} has a weight of {largest:.4g}, beyond float16; try float32")
+                    raise ValueError(f"dtype: {what} has a weight of {largest:.4g}, beyond float16")
             return device.array(np.ascontiguousarray(array, kind))
 
         with _on(device):
@@ -137,8 +137,9 @@ class DeviceLlama:
     def random(cls, shape: ModelShape, device: Device, dtype: Any = np.float16, seed: int = 0) -> DeviceLlama:
         """Make a model of random weights, for measuring: the speed of a model is that of its sizes.
 
-        Each matrix keeps the variance of what it multiplies, and what layers add to the residual stream together
-        has about that of the embedding, so that no activation overflows float16 however many layers there are.
+        Each matrix keeps the variance of what it multiplies, and what layers add to the residual stream
+        together has about that of the embedding, so that no activation overflows float16 however many layers
+        there are.
 
         Parameters
         ----------
@@ -164,7 +165,9 @@ class DeviceLlama:
         """
         kind = _dtype(dtype)
         if not shape.gated:
-            raise ValueError(f"shape: {shape.name}'s feed-forward network has no gate; this decoder's has one")
+            raise ValueError(
+                f"shape: {shape.name}'s feed-forward network has no gate; this decoder's has one"
+            )
         config = _config(shape)
         hidden, width = shape.hidden, shape.feed_forward
         q_cols, kv_cols = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -203,7 +206,7 @@ class DeviceLlama:
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
-    kind = np.dtype(dtype)
+    kind: np.dtype[Any] = np.dtype(dtype)
     if kind not in _DTYPES:
         raise TypeError(f"dtype: expected float32 or float16, got {kind}")
     return kind

@@ -1,7 +1,7 @@
-"""The decoder's own work on a device, in few launches: on GPUs by kernels/10_decoder.cu and cuBLAS, on NumPy plainly.
+"""The decoder's own work on a device, in few launches: by kernels/10_decoder.cu and cuBLAS, or NumPy.
 
-Both classes have the same functions, so that the decoder is written once. What they compute is the same, too: in
-float32, rounded to the compute dtype where a matrix product reads it.
+Both classes have the same functions, so that the decoder is written once. What they compute is the same, too:
+in float32, rounded to the compute dtype where a matrix product reads it.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class CudaOps:
         self._embed, self._normalise, self._rotate, self._gate = functions
         self._cublas = cupy.cuda.cublas
         self._handle: Callable[[], int] = cupy.cuda.get_cublas_handle
-        self._coefficients = np.array([0, 1], np.float32)  # in host memory, where cuBLAS reads them when called
+        self._coefficients = np.array([0, 1], np.float32)  # cuBLAS reads them when called
         self._zero = int(self._coefficients.ctypes.data)
         self._one = self._zero + 4
 

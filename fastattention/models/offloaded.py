@@ -1,9 +1,9 @@
 """A decoder of the LLaMA family on a device, its KV cache there and in host memory.
 
-The same layers as `llama.Session`'s, for a batch of sequences of equal length. The session only queues work: matrix
-products and what lies between them (`device_ops`), and each layer's attention, which the cache sends to whoever is to
-compute it. Where the batch has two halves, they take turns: the device multiplies for one while the CPU attends for the
-other.
+The same layers as `llama.Session`'s, for a batch of sequences of equal length. The session only queues work:
+matrix products and what lies between them (`device_ops`), and each layer's attention, which the cache sends
+to whoever is to compute it. Where the batch has two halves, they take turns: the device multiplies for one
+while the CPU attends for the other.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class OffloadedSession:
     ----------
     model : DeviceLlama
     plan_or_cache : OffloadPlan or CooperativeCache
-        Where the cache lies: a plan, of which the session makes the cache and gives it back, or the empty cache
-        itself, which stays the caller's.
+        Where the cache lies: a plan, of which the session makes the cache and gives it back, or the empty
+        cache itself, which stays the caller's.
     device : Device
         From `fastattention.runtime.open_device`; where the model's weights lie.
 
@@ -131,16 +131,16 @@ class OffloadedSession:
         Parameters
         ----------
         tokens : integers, shape (B, S)
-            S at least 1: whole prompts, or the one token just chosen for each sequence. A batch of one may come
-            without its axis.
+            S at least 1: whole prompts, or the one token just chosen for each sequence. A batch of one may
+            come without its axis.
         progress : callable, optional
             Called with the number of tokens of each sequence done after every chunk.
 
         Returns
         -------
         ndarray
-            float32 (B, vocab), without the first axis where `tokens` came without it: logits for what follows the
-            last token. The next call overwrites them.
+            float32 (B, vocab), without the first axis where `tokens` came without it: logits for what follows
+            the last token. The next call overwrites them.
 
         Raises
         ------

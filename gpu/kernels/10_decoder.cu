@@ -1,9 +1,8 @@
-// What a decoder of the LLaMA family does between its matrix products and its attention, each in one launch: take the
-// tokens' rows of the embedding, RMSNorm with the residual's addition before it, RoPE, SwiGLU. Everything is computed
-// in float32; the residual stream stays in it, and what matrices multiply is rounded to their own type, FA_ELEMENT
-// (Float or Half).
-//
-// A block works on one row, a token of a sequence: blockIdx.x; blockIdx.y, where there is one, on a piece of it.
+// What a decoder of the LLaMA family does between its matrix products and its attention, each in one launch:
+// take the tokens' rows of the embedding, RMSNorm with the residual's addition before it, RoPE, SwiGLU.
+// Everything is computed in float32; the residual stream stays in it, and what matrices multiply is rounded
+// to their own type, FA_ELEMENT (Float or Half).  A block works on one row, a token of a sequence:
+// blockIdx.x; blockIdx.y, where there is one, on a piece of it.
 #include "base.cuh"
 
 typedef FA_ELEMENT::Bits Bits;
@@ -28,11 +27,10 @@ extern "C" __global__ void embed(const int *tokens, const Bits *embedding, float
   for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] = FA_ELEMENT::load(from[i]);
 }
 
-// x += delta (unless null); out = x / sqrt(mean(x^2) + epsilon), times gain (unless null). Strides are from row to row,
-// of x and of delta; out has none between rows, and may be delta. Whole warps.
-extern "C" __global__ void normalise(
-    float *x, const i64 x_stride, const Bits *delta, const i64 delta_stride, const float *gain, Bits *out,
-    const int hidden, const float epsilon) {
+// x += delta (unless null); out = x / sqrt(mean(x^2) + epsilon), times gain (unless null). Strides are from
+// row to row, of x and of delta; out has none between rows, and may be delta. Whole warps.
+extern "C" __global__ void normalise(float *x, const i64 x_stride, const Bits *delta, const i64 delta_stride,
+                                     const float *gain, Bits *out, const int hidden, const float epsilon) {
   x += blockIdx.x * x_stride;
   out += static_cast<i64>(blockIdx.x) * hidden;
   float squares = 0.0f;
@@ -52,11 +50,11 @@ extern "C" __global__ void normalise(
     out[i] = FA_ELEMENT::store(x[i] * scale * (gain ? gain[i] : 1.0f));
 }
 
-// Turns the pairs of neighbouring dimensions (2i, 2i + 1), i < pairs, of the first `turned` of `heads` heads in each
-// row, by what `rotation` says for the row's token: cosine and sine, (tokens, pairs, 2). Rows are sequences of `tokens`.
-extern "C" __global__ void rotate(
-    Bits *qkv, const float *rotation, const int tokens, const int heads, const int turned, const int dim,
-    const int pairs) {
+// Turns the pairs of neighbouring dimensions (2i, 2i + 1), i < pairs, of the first `turned` of `heads` heads
+// in each row, by what `rotation` says for the row's token: cosine and sine, (tokens, pairs, 2). Rows are
+// sequences of `tokens`.
+extern "C" __global__ void rotate(Bits *qkv, const float *rotation, const int tokens, const int heads,
+                                  const int turned, const int dim, const int pairs) {
   const int item = blockIdx.y * blockDim.x + threadIdx.x;
   if (item >= turned * pairs) return;
   const int head = item / pairs, pair = item % pairs;
@@ -67,7 +65,8 @@ extern "C" __global__ void rotate(
   at[1] = FA_ELEMENT::store(a * sine + b * cosine);
 }
 
-// out = silu(gate) * up of rows (half the gate, up): silu(g) = g / (1 + exp(-g)) = h (1 + tanh(h)) with h = g / 2.
+// out = silu(gate) * up of rows (half the gate, up): silu(g) = g / (1 + exp(-g)) = h (1 + tanh(h)) with h = g
+// / 2.
 extern "C" __global__ void gate(const Bits *both, Bits *out, const int width) {
   both += static_cast<i64>(blockIdx.x) * 2 * width;
   out += static_cast<i64>(blockIdx.x) * width;

@@ -1,7 +1,7 @@
-"""kernels/10_decoder.cu compiled for the CPU, and cuBLAS's product in NumPy, so that `CudaOps` runs without a GPU.
+"""kernels/10_decoder.cu compiled for the CPU, and cuBLAS's product in NumPy: `CudaOps` without a GPU.
 
-The kernels' own text, with types and the few intrinsics that it uses defined for the host. The threads of a block are
-coroutines: at a barrier or a shuffle each waits until all have come.
+The kernels' own text, with types and the few intrinsics that it uses defined for the host. The threads of a
+block are coroutines: at a barrier or a shuffle each waits until all have come.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ static float exchanged[2][MOST];
 static void wait_for_all() { swapcontext(&threads[current], &scheduler); }
 static void __syncthreads() { wait_for_all(); }
 static float __shfl_xor_sync(u32, float x, int mask) {
-  const unsigned thread = current, side = turn[thread]++ % 2;  // two, as the first writes while others still read
+  const unsigned thread = current, side = turn[thread]++ % 2;  // two: the first writes while others read
   exchanged[side][thread] = x;
   wait_for_all();
   return exchanged[side][thread ^ static_cast<unsigned>(mask)];

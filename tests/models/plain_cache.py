@@ -1,4 +1,4 @@
-"""A device and a cache with the methods of the runtime's own, over KV caches in CPU memory, and nothing clever."""
+"""A device and a cache with the methods of the runtime's own, over KV caches in CPU memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder's operations on a GPU against those on NumPy: on a GPU, and their kernels compiled for the CPU."""
+"""The decoder's operations for GPUs against those on NumPy: on a GPU, and compiled for the CPU."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from . import host_decoder
 
 _NOT_HERE = host_decoder.why_not()
 _NO_GPU = gpu.why_not()
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(bool(_NO_GPU), reason=_NO_GPU or "there")]
 PLACES = [
     pytest.param("host", marks=pytest.mark.skipif(bool(_NOT_HERE), reason=_NOT_HERE or "compiled")),
-    pytest.param("gpu", marks=[pytest.mark.gpu, pytest.mark.skipif(bool(_NO_GPU), reason=_NO_GPU or "there")]),
+    pytest.param("gpu", marks=ON_GPU),
 ]
 # Sums in another order: some units in the last place, of float32 2^-24 of numbers near 1, of float16 2^-11.
 TOLERANCE = {np.float32: 1e-5, np.float16: 2e-3}
@@ -26,7 +27,9 @@ TOLERANCE = {np.float32: 1e-5, np.float16: 2e-3}
 class Both:
     """The same call on NumPy and on the device."""
 
-    def __init__(self, there: Callable[[np.ndarray], Any], back: Callable[[Any], np.ndarray], ops: Ops) -> None:
+    def __init__(
+        self, there: Callable[[np.ndarray], Any], back: Callable[[Any], np.ndarray], ops: Ops
+    ) -> None:
         self.there, self.back, self.ops, self.plain = there, back, ops, NumpyOps()
 
     def check(
@@ -45,9 +48,8 @@ class Both:
         for index in changed:
             before = arguments[index] if last is None else arguments[index][:, -last:]
             assert np.any(given[index] != before), "nothing was written"
-            np.testing.assert_allclose(
-                self.back(moved[index]).astype(np.float32), given[index].astype(np.float32), rtol=atol, atol=atol
-            )
+            got, want = (x.astype(np.float32) for x in (self.back(moved[index]), given[index]))
+            np.testing.assert_allclose(got, want, rtol=atol, atol=atol)
         if last is not None:
             np.testing.assert_array_equal(self.back(moved[0].base)[:, :-last], arguments[0][:, :-last])
 
@@ -73,7 +75,8 @@ def random(*shape: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
 
 def test_embed(both: Both, dtype: Any) -> None:
     tokens = np.array([3, 0, 10, 3], np.int32)
-    both.check("embed", tokens, random(11, 300, dtype=dtype), np.zeros((4, 300), np.float32), changed=(2,), atol=0)
+    x = np.zeros((4, 300), np.float32)
+    both.check("embed", tokens, random(11, 300, dtype=dtype), x, changed=(2,), atol=0)
 
 
 @pytest.mark.parametrize("hidden", [1, 31, 128, 576, 4096, 5000])
@@ -122,7 +125,7 @@ def test_matmul(
     both: Both, dtype: Any, rows: int, inner: int, columns: int, transposed: bool, wide: bool
 ) -> None:
     a = random(rows, inner, dtype=dtype)
-    b = random(columns, inner, dtype=dtype, seed=1) if transposed else random(inner, columns, dtype=dtype, seed=1)
+    b = random(*((columns, inner) if transposed else (inner, columns)), dtype=dtype, seed=1)
     out = np.zeros((rows, columns), np.float32 if wide else dtype)
     want = a.astype(np.float64) @ (b.T if transposed else b).astype(np.float64)
     there = both.there(b)

@@ -151,8 +151,10 @@ def test_failures_in_any_layer_leave_the_session_as_it_was(
 
             def fail(at: int, part: int, layer: int = layer, count: int = count, seen: Any = seen) -> None:
                 seen.append(at)
-                if at == layer and part == (halves - 1 if count == 1 else 0) and (
-                    seen.count(at) > (1 if count == 20 else halves - 1)
+                if (
+                    at == layer
+                    and part == (halves - 1 if count == 1 else 0)
+                    and (seen.count(at) > (1 if count == 20 else halves - 1))
                 ):
                     raise failure
 
@@ -259,9 +261,7 @@ class PretendedDevice(PlainDevice):
 
 @pytest.mark.skipif(bool(host_decoder.why_not()), reason=host_decoder.why_not() or "compiled")
 @pytest.mark.parametrize(("batch", "halves"), [(1, 1), (3, 2)])
-def test_kernels_of_the_gpu(
-    llama: Llama, batch: int, halves: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_of_the_gpu(llama: Llama, batch: int, halves: int, monkeypatch: pytest.MonkeyPatch) -> None:
     host_decoder.pretend(monkeypatch)
     device: Any = PretendedDevice()
     model = DeviceLlama.from_llama(llama, device)
@@ -289,8 +289,9 @@ def test_smollm2_chooses_the_same_tokens(smollm2_path: Path) -> None:
 
 def shape_of(**changes: Any) -> Any:
     sizes = {
-        "name": "small", "layers": 32, "hidden": 64, "feed_forward": 160, "heads": 8, "kv_heads": 2, "head_dim": 8,
-        "vocab_size": 300, "tied": False, "context": 128, "rope_base": 10000.0, "norm_epsilon": 1e-5, "gated": True,
+        "name": "small", "layers": 32, "hidden": 64, "feed_forward": 160, "heads": 8, "kv_heads": 2,
+        "head_dim": 8, "vocab_size": 300, "tied": False, "context": 128, "rope_base": 10000.0,
+        "norm_epsilon": 1e-5, "gated": True,
     }  # fmt: skip
     return SimpleNamespace(**{**sizes, **changes})
 

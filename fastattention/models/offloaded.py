@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..runtime.cooperative import CooperativeCache
     from ..runtime.device import Device
 
-__all__ = ["OffloadedSession", "activation_bytes"]
+__all__ = ["OffloadedSession", "activation_bytes", "check_plan"]
 
 FloatArray = NDArray[np.float32]
 
@@ -73,7 +73,8 @@ class OffloadedSession:
         cache: Any = plan_or_cache
         if self._own:
             plan: Any = plan_or_cache
-            _agree(plan, model)
+            check_plan(plan, model.name, model.config)
+            _check_dtype(plan, model)
             from ..runtime.cooperative import CooperativeCache
 
             cache = CooperativeCache.from_plan(plan, device, compute_dtype=model.dtype)
@@ -241,16 +242,31 @@ def _frequencies(config: Config, divisors: NDArray[np.float32] | None) -> NDArra
     return frequencies if divisors is None else frequencies / divisors
 
 
-def _agree(plan: OffloadPlan, model: DeviceLlama) -> None:
-    """Refuse a plan for another model."""
-    theirs, ours = plan.model, model.config
-    different = [name for name in _SIZES if getattr(theirs, name) != getattr(ours, name)]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"plan: it is for {theirs.name} ({name} {getattr(theirs, name)}), not for {model.name} ({name} "
-            f"{getattr(ours, name)})"
-        )
+def check_plan(plan: OffloadPlan, name: str, config: Config) -> None:
+    """Refuse a plan for another model.
+
+    Parameters
+    ----------
+    plan : OffloadPlan
+    name : str
+        The model's, for the message.
+    config : Config
+        The model's.
+
+    Raises
+    ------
+    ValueError
+        Naming both models, and a size that differs.
+    """
+    for size in _SIZES:
+        theirs, ours = getattr(plan.model, size), getattr(config, size)
+        if theirs != ours:
+            raise ValueError(
+                f"plan: it is for {plan.model.name} ({size} {theirs}), not for {name} ({size} {ours})"
+            )
+
+
+def _check_dtype(plan: OffloadPlan, model: DeviceLlama) -> None:
     if np.dtype(plan.weight_dtype) != model.dtype:
         raise ValueError(
             f"plan: it is for weights in {plan.weight_dtype}; those of {model.name} are in {model.dtype}"

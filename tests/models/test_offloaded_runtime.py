@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -192,3 +193,55 @@ def test_smollm2_chooses_the_same_tokens(
             assert greedy(session, prompt, 24) == answer
     finally:
         cache.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(bool(_REASON), reason=f"no CUDA device: {_REASON}")
+def test_decoding_takes_no_more_memory(llama: Llama) -> None:
+    import cupy
+
+    device = open_device("cuda")
+    model = DeviceLlama.from_llama(llama, device)
+    cache = cache_of(model, device, ("gpu", "host", "gpu"), 2)
+    try:
+        with OffloadedSession(model, cache, device) as session:
+            session.forward(TOKENS[:2, :8])
+            session.forward(TOKENS[:2, 8:9])
+            pool = cupy.get_default_memory_pool()
+            used, total = pool.used_bytes(), pool.total_bytes()
+            for token in range(9, 40):
+                session.forward(TOKENS[:2, token : token + 1])
+            assert (pool.used_bytes(), pool.total_bytes()) == (used, total)
+    finally:
+        cache.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(bool(_REASON), reason=f"no CUDA device: {_REASON}")
+def test_random_weights_of_a_real_size_on_a_gpu() -> None:
+    import cupy
+
+    device = open_device("cuda")
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.total_bytes()
+    shape = SimpleNamespace(
+        name="two layers of Llama-3-8B", layers=2, hidden=4096, feed_forward=14336, heads=32, kv_heads=8,
+        head_dim=128, vocab_size=32_000, tied=False, context=8192, rope_base=500000.0, norm_epsilon=1e-5,
+        gated=True,
+    )  # fmt: skip
+    model = DeviceLlama.random(shape, device, np.float16, seed=1)  # type: ignore[arg-type]
+    assert pool.total_bytes() - before < model.weight_bytes + 300 * 2**20
+    tokens = np.random.default_rng(2).integers(0, 32_000, (2, 20))
+    said = []
+    for placement, options in ((("gpu",) * 2, {}), (("host",) * 2, {"halves": 2})):
+        cache = cache_of(model, device, placement, 2, dtype=np.float16, chunk=16, **options)
+        try:
+            with OffloadedSession(model, cache, device) as session:
+                session.forward(tokens[:, :19])
+                said.append(session.forward(tokens[:, 19:]).copy())
+        finally:
+            cache.close()
+    assert np.isfinite(said).all()
+    assert 0.2 < said[0].std() < 5
+    np.testing.assert_allclose(said[0], said[1], rtol=0, atol=0.05)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..reference import offload
+
 if TYPE_CHECKING:
     from ..offload.shapes import ModelShape
     from .sizes import Config
@@ -34,18 +36,12 @@ def activation_bytes(shape: ModelShape | Config, batch: int, chunk: int, dtype: 
 
     Notes
     -----
-    For each of B chunk rows: the residual stream in float32, and in the weights' dtype what a norm made of
-    it, queries, keys and values or gate and up, and the mixed or the gated::
-
-        4 hidden + e (hidden + max((heads + 2 kv_heads) D, 2 F) + max(heads D, F)),
-
-    and of each sequence its last row, normalised, and its logits in float32: e hidden + 4 vocab. What goes up
-    for a step: 4 bytes a token, and RoPE's angles, 4 D bytes a position, of two positions at least.
+    The formula, which plans use as well, is in ``reference.offload``.
     """
-    item = np.dtype(dtype).itemsize
-    row = 4 * shape.hidden + item * (shape.hidden + _wide(shape) + _middle(shape))
-    inputs = 4 * (batch * chunk + shape.head_dim * max(chunk, 2))
-    return int(batch * chunk * row + batch * (item * shape.hidden + 4 * shape.vocab_size) + inputs)
+    return offload.activation_bytes(
+        batch, chunk, shape.hidden, shape.feed_forward, shape.heads, shape.kv_heads, shape.head_dim,
+        shape.vocab_size, np.dtype(dtype).itemsize,
+    )  # fmt: skip
 
 
 def _wide(shape: ModelShape | Config) -> int:

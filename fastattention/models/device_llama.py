@@ -48,6 +48,8 @@ class DeviceLlama:
     dtype : dtype
         float32 or float16: of the matrices, and of what they multiply.
     embedding : array, shape (vocab, hidden)
+    embedding_on_host : bool
+        The embedding is a NumPy array, and a step's rows of it go up to the device.
     layers : tuple of DeviceLayer
     norm : float32 array, shape (hidden,)
         Gain of the last norm.
@@ -67,6 +69,8 @@ class DeviceLlama:
         norm: Any,
         head: Any,
         rope_divisors: NDArray[np.float32] | None = None,
+        *,
+        embedding_on_host: bool = False,
     ) -> None:
         self.name = name
         self.config = config
@@ -76,20 +80,27 @@ class DeviceLlama:
         self.norm = norm
         self.head = head
         self.rope_divisors = rope_divisors
+        self.embedding_on_host = embedding_on_host
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of device memory."""
-        arrays = [self.embedding, self.norm] if self.head is self.embedding else [
-            self.embedding, self.norm, self.head
-        ]  # fmt: skip
+        arrays = [self.norm, self.head]
+        if self.head is not self.embedding and not self.embedding_on_host:
+            arrays.append(self.embedding)
         for layer in self.layers:
             arrays += [layer.qkv, layer.out, layer.gate_up, layer.down]
         return sum(int(array.nbytes) for array in arrays)
 
     @classmethod
     def from_llama(
-        cls, llama: Llama, device: Device, dtype: Any = np.float32, name: str = "the model"
+        cls,
+        llama: Llama,
+        device: Device,
+        dtype: Any = np.float32,
+        name: str = "the model",
+        *,
+        embedding: str = "gpu",
     ) -> DeviceLlama:
         """Copy a model to a device.
 
@@ -102,27 +113,34 @@ class DeviceLlama:
             Or float16.
         name : str
             For messages.
+        embedding : {"gpu", "host"}
+            Where it lies: on the device, or in host memory, where one that is the output matrix, too, cannot
+            be.
 
         Raises
         ------
         TypeError
             Another dtype.
         ValueError
-            A weight is beyond float16.
+            A weight is beyond float16, or the embedding cannot lie there.
         """
         kind = _dtype(dtype)
+        tied = llama.head is llama.embedding
+        there = _there(embedding, tied)
 
-        def copy(what: str, array: NDArray[np.float32]) -> Any:
+        def cast(what: str, array: NDArray[np.float32]) -> NDArray[Any]:
             if kind == np.float16:
                 largest = float(np.abs(array).max())
                 if largest > float(np.finfo(np.float16).max):
                     raise ValueError(f"dtype: {what} has a weight of {largest:.4g}, beyond float16")
-            return device.array(np.ascontiguousarray(array, kind))
+            return np.ascontiguousarray(array, kind)
+
+        def copy(what: str, array: NDArray[np.float32]) -> Any:
+            return device.array(cast(what, array))
 
         with _on(device):
-            embedding = copy("the embedding", llama.embedding)
-            tied = llama.head is llama.embedding
-            head = embedding if tied else copy("the output matrix", llama.head)
+            rows = (copy if there else cast)("the embedding", llama.embedding)
+            head = rows if tied else copy("the output matrix", llama.head)
             layers = tuple(
                 DeviceLayer(
                     *(copy(f"layer {number}", x) for x in (layer.qkv, layer.out, layer.gate_up, layer.down))
@@ -131,10 +149,21 @@ class DeviceLlama:
             )
             norm = device.array(llama.norm)
         device.wait()
-        return cls(name, llama.config, kind, embedding, layers, norm, head, llama.rope_divisors)
+        return cls(
+            name, llama.config, kind, rows, layers, norm, head, llama.rope_divisors,
+            embedding_on_host=not there,
+        )  # fmt: skip
 
     @classmethod
-    def random(cls, shape: ModelShape, device: Device, dtype: Any = np.float16, seed: int = 0) -> DeviceLlama:
+    def random(
+        cls,
+        shape: ModelShape,
+        device: Device,
+        dtype: Any = np.float16,
+        seed: int = 0,
+        *,
+        embedding: str = "gpu",
+    ) -> DeviceLlama:
         """Make a model of random weights, for measuring: the speed of a model is that of its sizes.
 
         Each matrix keeps the variance of what it multiplies, and what layers add to the residual stream
@@ -149,13 +178,16 @@ class DeviceLlama:
             Or float32.
         seed : int
             The same weights for the same seed, on the same kind of device.
+        embedding : {"gpu", "host"}
+            As in `from_llama`.
 
         Raises
         ------
         TypeError
             Another dtype.
         ValueError
-            A shape whose feed-forward network has no gate: this decoder's has one.
+            A shape whose feed-forward network has no gate: this decoder's has one. Or the embedding
+            cannot lie there.
         MemoryError
             There is no room on the device.
 
@@ -168,27 +200,28 @@ class DeviceLlama:
             raise ValueError(
                 f"shape: {shape.name}'s feed-forward network has no gate; this decoder's has one"
             )
+        there = _there(embedding, shape.tied)
         config = _config(shape)
         hidden, width = shape.hidden, shape.feed_forward
         q_cols, kv_cols = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         added = 1 / math.sqrt(2 * shape.layers)  # two additions a layer
         number = 0
 
-        def matrix(rows: int, columns: int, scale: float, halved: int = 0) -> Any:
+        def matrix(rows: int, columns: int, scale: float, halved: int = 0, there: bool = True) -> Any:
             """Draw a matrix; the first `halved` columns are halved."""
             nonlocal number
-            made = device.xp.empty((rows, columns), kind)
+            made = (device.xp if there else np).empty((rows, columns), kind)
             step = max(1, _PIECE // columns)
             for first in range(0, rows, step):
                 piece = device.normal((seed, number, first), (min(step, rows - first), columns))
                 piece *= np.float32(scale)
                 piece[:, :halved] *= np.float32(0.5)
-                made[first : first + step] = piece
+                made[first : first + step] = piece if there else device.host(piece)
             number += 1
             return made
 
         with _on(device):
-            embedding = matrix(shape.vocab_size, hidden, 1.0)
+            rows = matrix(shape.vocab_size, hidden, 1.0, there=there)
             layers = tuple(
                 DeviceLayer(
                     matrix(hidden, q_cols + 2 * kv_cols, hidden**-0.5),
@@ -200,9 +233,9 @@ class DeviceLlama:
             )
             # The gain makes logits of the embedding's rows, too, numbers of order 1.
             norm = device.array(np.full(hidden, hidden**-0.5, np.float32))
-            head = embedding if shape.tied else matrix(shape.vocab_size, hidden, 1.0)
+            head = rows if shape.tied else matrix(shape.vocab_size, hidden, 1.0)
         device.wait()
-        return cls(shape.name, config, kind, embedding, layers, norm, head)
+        return cls(shape.name, config, kind, rows, layers, norm, head, embedding_on_host=not there)
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
@@ -210,6 +243,15 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
     if kind not in _DTYPES:
         raise TypeError(f"dtype: expected float32 or float16, got {kind}")
     return kind
+
+
+def _there(embedding: str, tied: bool) -> bool:
+    """Return whether the embedding is to lie on the device."""
+    if embedding not in ("gpu", "host"):
+        raise ValueError(f"embedding: expected 'gpu' or 'host', got {embedding!r}")
+    if tied and embedding == "host":
+        raise ValueError("embedding: 'host': it is the output matrix, too, which the device multiplies by")
+    return embedding == "gpu"
 
 
 def _on(device: Device) -> Any:

@@ -203,7 +203,11 @@ class OffloadedSession:
                 with cache.stream(number):
                     up = np.concatenate((ids[part], rotation), axis=None)
                     self._ops.upload(up, rows.inputs)
-                    self._ops.embed(rows.tokens, self.model.embedding, rows.x)
+                    if self.model.embedding_on_host:
+                        taken = self.model.embedding[ids[part].reshape(-1)]
+                        self._ops.upload(taken.astype(np.float32), rows.x)
+                    else:
+                        self._ops.embed(rows.tokens, self.model.embedding, rows.x)
             # One part keeps its stream; two take turns in each layer.
             alone = len(views) == 1
             with cache.stream(0) if alone else nullcontext():

@@ -174,7 +174,10 @@ class OnDevice:
         from .offloaded import OffloadedSession
 
         try:
-            model = DeviceLlama.from_llama(llama, self.device, self.plan.weight_dtype, self._name)
+            plan = self.plan
+            model = DeviceLlama.from_llama(
+                llama, self.device, plan.weight_dtype, self._name, embedding=plan.embedding
+            )
             return OffloadedSession(model, self.plan, self.device)
         except (ValueError, TypeError, RuntimeError) as error:
             raise ModelError(" ".join(str(error).split())) from error

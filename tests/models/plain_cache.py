@@ -29,6 +29,9 @@ class PlainDevice:
     def array(self, array: np.ndarray) -> np.ndarray:
         return array.copy()
 
+    def host(self, array: np.ndarray) -> np.ndarray:
+        return np.array(array)
+
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         made = np.zeros(shape, dtype)
         self.host_bytes += made.nbytes

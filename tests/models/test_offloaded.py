@@ -116,6 +116,35 @@ def test_output_matrix_and_rope_divisors(tmp_path: Path) -> None:
     assert model.weight_bytes == parameters(llama) * 4
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_embedding_in_host_memory(tmp_path: Path, dtype: Any) -> None:
+    path = tmp_path / "untied.gguf"
+    tiny_model.write(path, add={"output.weight": tiny_model.tensors(1)["token_embd.weight"]})
+    llama = Llama.from_file(ModelFile(path))
+    there, here = (
+        DeviceLlama.from_llama(llama, PlainDevice(), dtype, embedding=where) for where in ("gpu", "host")
+    )
+    assert type(here.embedding) is np.ndarray
+    assert there.weight_bytes - here.weight_bytes == there.embedding.nbytes
+    sessions = [session_of(m, 2, chunk=7, halves=2, dtype=dtype) for m in (there, here)]
+    for tokens in (TOKENS[:2, :17], TOKENS[:2, 17:18]):
+        first, second = (session.forward(tokens) for session in sessions)
+        np.testing.assert_array_equal(first, second)
+    drawn = [
+        DeviceLlama.random(shape_of(), PlainDevice(), dtype, embedding=where) for where in ("gpu", "host")
+    ]
+    np.testing.assert_array_equal(drawn[0].embedding, drawn[1].embedding)
+    np.testing.assert_array_equal(drawn[0].head, drawn[1].head)
+    assert (drawn[0].embedding_on_host, drawn[1].embedding_on_host) == (False, True)
+
+
+def test_embedding_that_is_the_output_matrix_stays_on_the_device(llama: Llama) -> None:
+    with pytest.raises(ValueError, match="it is the output matrix, too"):
+        DeviceLlama.from_llama(llama, PlainDevice(), embedding="host")
+    with pytest.raises(ValueError, match="expected 'gpu' or 'host', got 'disk'"):
+        DeviceLlama.random(shape_of(), PlainDevice(), embedding="disk")
+
+
 def test_rope_of_a_part_of_each_head(tmp_path: Path) -> None:
     path = tmp_path / "part.gguf"
     tiny_model.write(path, change={"llama.rope.dimension_count": 6})

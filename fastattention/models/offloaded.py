@@ -159,9 +159,10 @@ class OffloadedSession:
         ids = self._ids(tokens)
         before, count = self.position, ids.shape[1]
         try:
+            rotation = self._rotation(before, min(self._chunk, count))
             for start in range(0, count, self._chunk):
                 stop = min(start + self._chunk, count)
-                self._step(ids[:, start:stop], last=stop == count)
+                rotation = self._step(ids[:, start:stop], rotation, min(self._chunk, count - stop))
                 if progress is not None:
                     progress(stop)
             with self.cache.stream(0):
@@ -188,15 +189,22 @@ class OffloadedSession:
             )
         return ids.astype(np.int32)
 
-    def _step(self, ids: NDArray[np.int32], last: bool) -> None:
-        """Run tokens (B, S) through all layers; if they are the last ones, write their logits."""
+    def _rotation(self, first: int, count: int) -> NDArray[np.int32]:
+        """Return the bits of cosines and sines, (count, rope_dim), of positions from `first` on."""
+        angles = np.arange(first, first + count)[:, None] * self._frequencies
+        bits: NDArray[np.int32] = np.exp(1j * angles).astype(np.complex64).view(np.int32)
+        return bits
+
+    def _step(self, ids: NDArray[np.int32], rotation: NDArray[np.int32], more: int) -> NDArray[np.int32]:
+        """Run tokens (B, S) through all layers; if no chunk of `more` tokens follows, write their logits.
+
+        Returns the angles of the chunk that follows: there is time for them while the device works.
+        """
         cache, count = self.cache, ids.shape[1]
         if count == 1:
             parts, views = cache.parts, self._decode
         else:
             parts, views = [cache.whole], [Rows(self._buffers, cache.whole, count)]
-        angles = np.arange(self.position, self.position + count)[:, None] * self._frequencies
-        rotation = np.exp(1j * angles).astype(np.complex64).view(np.int32)
         layers = self.model.layers
         with cache.step(count):
             for number, (part, rows) in enumerate(zip(parts, views, strict=True)):
@@ -215,10 +223,12 @@ class OffloadedSession:
                     for number, rows in enumerate(views):
                         with nullcontext() if alone else cache.stream(number):
                             self._layer(index, layer, rows, number)
+            if more:
+                return self._rotation(self.position + count, more)
             for number, rows in enumerate(views):
-                if last:
-                    with cache.stream(number):
-                        self._head(rows)
+                with cache.stream(number):
+                    self._head(rows)
+        return rotation
 
     def _layer(self, index: int, layer: DeviceLayer, rows: Rows, part: int) -> None:
         """Queue a layer. What its last product adds is added by the norm behind it."""

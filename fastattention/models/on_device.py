@@ -199,7 +199,8 @@ def _hardware(device: Device) -> Hardware:
         return hardware(_PLAYED)
     from ..offload.detect import detect
 
-    return detect()
+    with device.xp.cuda.Device(int(device.name.partition(":")[2])):
+        return detect()
 
 
 def _shape(config: Config, name: str, tied: bool) -> ModelShape:

@@ -1,9 +1,11 @@
 """Where the KV cache lies when it outgrows the GPU, and what that moves: arithmetic, no arrays.
 
-A decoder reads, for each token, every layer's weights once and every layer's keys and values once. Weights stay
-on the GPU. The cache of one layer, for B sequences of N tokens, has ::
+A decoder reads, for each token, every layer's weights once and every layer's keys and values once. Weights
+stay on the GPU. The cache of one layer, for B sequences of N tokens, has ::
 
-    S = B N Hkv (D + Dv) w  bytes,     w bytes an element, with int8 also 8 bytes of scales a token and KV head.
+    S = B N Hkv (D + Dv) w  bytes,
+
+w bytes an element, and with int8 8 bytes of scales a token and KV head besides.
 
 If the caches of all layers do not fit beside the weights, some lie in host memory. For such a layer there are
 three ways to attend, which differ in what crosses the bus for a token:
@@ -112,8 +114,8 @@ def activation_bytes(
 
         4 hidden + e (hidden + max((Hq + 2 Hkv) D, 2 F) + max(Hq D, F)).
 
-    Of each sequence: its last row, normalised, and float32 logits. And what goes up for a step: 4 bytes a token,
-    and rotary embedding's angles, 4 D bytes a position, of two positions at least.
+    Of each sequence: its last row, normalised, and float32 logits. And what goes up for a step: 4 bytes a
+    token, and rotary embedding's angles, 4 D bytes a position, of two positions at least.
     """
     wide = max((q_heads + 2 * kv_heads) * head_dim, 2 * feed_forward)
     middle = max(q_heads * head_dim, feed_forward)
@@ -172,9 +174,9 @@ def staging_bytes(
 
     Notes
     -----
-    A place has room for one token more than a piece: the new one. A chunk's own rows wait in two places by turns
-    until they are down. A chunk's output over one piece (e bytes an element), the sum over pieces (float32), and
-    two log-sum-exps.
+    A place has room for one token more than a piece: the new one. A chunk's own rows wait in two places by
+    turns until they are down. A chunk's output over one piece (e bytes an element), the sum over pieces
+    (float32), and two log-sum-exps.
     """
     ring = slots * (slot_tokens + 1) * token_bytes
     rows = 2 * chunk * token_bytes
@@ -228,8 +230,8 @@ def traffic(
     Notes
     -----
     Down go the token's k and v, B Hkv (D + Dv) elements, which the host keeps in any case, and where the CPU
-    attends its q, B Hq D elements. Up go (1 - share) S, and where the CPU attends its output, B Hq Dv elements;
-    if that is to be merged, 4 B Hq bytes of log-sum-exps, too.
+    attends its q, B Hq D elements. Up go (1 - share) S, and where the CPU attends its output, B Hq Dv
+    elements; if that is to be merged, 4 B Hq bytes of log-sum-exps, too.
 
     Examples
     --------
@@ -279,9 +281,9 @@ def split(bus: float, cpu: float, host_bandwidth: float) -> Split:
 
     Notes
     -----
-    While Bc + Bp <= Bd, both sides end together at f = Bc / (Bc + Bp). Else they share Bd: the layer takes S / Bd
-    as long as the CPU's f S / Bd and the bus's (1 - f) S / Bd stay possible, that is for f between 1 - Bp / Bd
-    and Bc / Bd; in proportion to what each can do alone lies between the two.
+    While Bc + Bp <= Bd, both sides end together at f = Bc / (Bc + Bp). Else they share Bd: it takes S / Bd as
+    long as the CPU's f S / Bd and the bus's (1 - f) S / Bd stay possible, that is for f between 1 - Bp /
+    Bd and Bc / Bd; in proportion to what each can do alone lies between the two.
 
     Examples
     --------

@@ -87,9 +87,9 @@ def classical(
 ) -> TokenTime:
     """Return a token's time when the caches in host memory go up.
 
-    Uploads run ahead of the layers they are for, one after the other, and the GPU attends to what came up. The
-    last host layer is the last of all: after its upload come its own attention, the rest of that layer, and
-    the output matrix. So with L_CPU uploads of S / Bp::
+    Uploads run ahead of the layers they are for, one after the other, and the GPU attends to what came up.
+    The last host layer is the last of all: after its upload come its own attention, the rest of that layer,
+    and the output matrix. So with L_CPU uploads of S / Bp::
 
         max(W + L_CPU S / Bg,   L_CPU S / Bp + S / Bg + t + head)
 
@@ -189,7 +189,7 @@ def shared(
     its S are up before the CPU may begin, and CPU and bus do the rest together at min(Bc + Bp, Bd)
     (`offload.split`), Bc / (Bc + Bp) of it the CPU. So ::
 
-        rest = max(0, S - w Bp),     W + L_CPU (rest / min(Bc + Bp, Bd) + latency),     f = rest / S Bc / (Bc + Bp).
+        rest = max(0, S - w Bp),    f = rest / S Bc / (Bc + Bp),    W + L_CPU (rest / min(Bc + Bp, Bd) + latency).
 
     Where rest is 0 the bus alone is fast enough, and no CPU is needed.
 
@@ -234,8 +234,9 @@ def prefill(
 ) -> float:
     """Return the seconds of a prompt that goes through the layers chunk by chunk.
 
-    A chunk of C tokens behind p others costs the GPU, for each layer, C products of ``layer_flop``, no less time
-    than its weights take to be read, and ``attention_flop`` for each of the C p + C (C + 1) / 2 visible pairs.
+    A chunk of C tokens behind p others costs the GPU, for each layer, C products of ``layer_flop``, no less
+    time than its weights take to be read, and ``attention_flop`` for each of the C p + C (C + 1) / 2 visible
+    pairs.
     For each host layer the p tokens before come up once more, which runs ahead of the layer that
     needs them; the chunk is done when both are::
 

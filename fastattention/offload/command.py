@@ -115,7 +115,8 @@ def main(args: argparse.Namespace) -> int:
         shape = model_shape(args.model)
         plan = plan_offload(
             shape, _machine(args.gpu, numbers), context=args.context, batch=args.batch,
-            kv_dtype=args.kv_dtype, weight_dtype=args.weight_dtype, way=args.way, gpu_layers=args.gpu_layers, chunk=args.chunk,
+            kv_dtype=args.kv_dtype, weight_dtype=args.weight_dtype, way=args.way,
+            gpu_layers=args.gpu_layers, chunk=args.chunk,
             slots=args.slots, slot_tokens=args.slot_tokens, share=args.share, halves=args.halves,
             threads=args.threads, margin=args.margin,
         )  # fmt: skip

@@ -94,9 +94,9 @@ def detect(**numbers: Any) -> Hardware:
     else:
         name = "this host with the GPU that was given"
         bus = float(numbers["bus"])
-        found |= {"gpu_reserved": 0, "latency": 60e-6}
+        found |= {"gpu_reserved": 0, "latency": 60e-6, "queue": 250e-6}
         # Without a card nobody can read beside the CPU: what it reads alone is what there is.
         found["host_bandwidth"] = max(found.get("cpu", numbers.get("cpu", bus)), bus)
-        source += "; the GPU's numbers were given, a trip of 60 us to the CPU is assumed"
+        source += "; the GPU's numbers were given; 60 us for a trip to the CPU, 250 to queue a layer: assumed"
     found |= {"name": name, "source": source}
     return Hardware(**{**{field: found[field] for field in found if field not in numbers}, **numbers})

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import cpu_kernels, gpu
 from ..attention import attention
+from ..cache import KVCache
 from ..config import get_isa
 from ..runtime.cuda_device import CudaDevice
 
@@ -61,6 +62,7 @@ def measure(nbytes: int) -> tuple[str, dict[str, Any]]:
             partial(_upload, device, stream, room, held), nbytes, cpu_attention_rate
         )
         found["latency"] = _trip(cupy, device, stream)
+        found["queue"] = _queueing(cupy)
         half = nbytes // 2
         copying = _seconds(cupy, partial(cupy.copyto, room[:, :, :half], room[:, :, half : 2 * half]))
         found["gpu_bandwidth"] = 2 * half / copying  # a copy reads and writes
@@ -102,6 +104,27 @@ def _both(upload: Any, nbytes: int, attention_rate: Any) -> float:
         stop.set()
         thread.join()
     return float(cpu + counted[0])
+
+
+def _queueing(cupy: Any) -> float:
+    """Return the seconds in which a layer is queued: attention, append, four products, four kernels."""
+    cache = KVCache(1, 8, 128, dtype=np.float16, max_length=64, device="cuda")
+    cache.reserve(64)
+    x, matrix = cupy.zeros((1, 1024), np.float16), cupy.zeros((1024, 1024), np.float16)
+    out, q = cupy.empty((1, 1024), np.float16), cupy.zeros((1, 32, 1, 128), np.float16)
+    k = cupy.zeros((1, 8, 1, 128), np.float16)
+    times = []
+    for _ in range(40):
+        start = time.perf_counter()
+        cache.append(k, k)
+        cache.attend(q)
+        for _ in range(4):
+            cupy.matmul(x, matrix, out=out)
+            cupy.add(out, out, out=out)
+        times.append(time.perf_counter() - start)
+        cache.reset()
+    cupy.cuda.get_current_stream().synchronize()
+    return float(np.median(times))
 
 
 def _trip(cupy: Any, device: CudaDevice, stream: Any) -> float:

@@ -17,8 +17,8 @@ _DOES = {
     "split": "in host memory; the CPU attends to {cpu:.0%} of its keys, {gpu:.0%} go up",
 }
 _NAMES = {
-    "gpu": "all on the GPU", "classical": "classical: caches go up", "cooperative": "cooperative: the CPU attends",
-    "split": "split: CPU and GPU share",
+    "gpu": "all on the GPU", "classical": "classical: caches go up",
+    "cooperative": "cooperative: the CPU attends", "split": "split: CPU and GPU share",
 }  # fmt: skip
 
 
@@ -78,15 +78,14 @@ def describe(plan: OffloadPlan) -> str:
     ]
     if plan.gpu_layers < model.layers:
         lines.append(
-            ("passing through", f"prompts in chunks of {plan.chunk:,} tokens, {plan.slots} places for pieces of "
-             f"{plan.slot_tokens:,}" + (", two half batches by turns" if plan.halves == 2 else ""))
+            ("passing through", f"prompts in chunks of {plan.chunk:,} tokens, {plan.slots} places for pieces "
+             f"of {plan.slot_tokens:,}" + (", two half batches by turns" if plan.halves == 2 else ""))
         )  # fmt: skip
     lines.append(("prefill", f"{plan.prefill_seconds:.1f} s for {plan.context:,} tokens, predicted"))
     head = f"{'predicted':<30} {'ms a token':>10} {'tokens/s':>9}   limited by"
     rows = [
         f"{_NAMES[p.way] + (' (halves)' if p.halves == 2 else ''):<30} {1e3 * p.seconds:>10.2f} "
-        f"{plan.batch / p.seconds:>9.1f}   {p.limit}" + (f", the CPU's share {p.share:.2f}" if p.way == "split" else "")
-        + ("   <- planned" if i == 0 else "")
-        for i, p in enumerate(plan.predictions)
+        f"{plan.batch / p.seconds:>9.1f}   {p.limit}" + (f", the CPU's share {p.share:.2f}" if p.way ==
+        "split" else "") + ("   <- planned" if i == 0 else "") for i, p in enumerate(plan.predictions)
     ]  # fmt: skip
     return table(lines) + "\n\n" + "\n".join([head, *rows]) + f"\n\n{machine.name}: {machine.source}"

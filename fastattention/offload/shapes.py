@@ -153,9 +153,11 @@ def _from_config(config: dict[str, Any], path: Path) -> ModelShape:
     return ModelShape(
         name=name, layers=size("num_hidden_layers", "n_layer"), hidden=hidden,
         feed_forward=size("intermediate_size", "n_inner", default=4 * hidden), heads=heads,
-        kv_heads=size("num_key_value_heads", default=heads), head_dim=size("head_dim", default=hidden // heads),
+        kv_heads=size("num_key_value_heads", default=heads),
+        head_dim=size("head_dim", default=hidden // heads),
         vocab_size=size("vocab_size"), tied=bool(config.get("tie_word_embeddings", False)),
         context=size("max_position_embeddings", "n_positions", default=8192),
-        rope_base=float(config.get("rope_theta") or 10000.0), norm_epsilon=float(config.get("rms_norm_eps") or 1e-5),
+        rope_base=float(config.get("rope_theta") or 10000.0),
+        norm_epsilon=float(config.get("rms_norm_eps") or 1e-5),
         gated=not plain, note=f"from {path}",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Offloading's arithmetic against enumeration: bytes counted in arrays, layers placed one by one, every split."""
+"""Offloading's arithmetic against enumeration: bytes of arrays, layers placed one by one, every split."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_host_layers_are_spread_evenly():
 
 
 def seconds_of_split(share, cache, bus, cpu, host_bandwidth):
-    """A layer, both sides reading at once and sharing the host's memory in proportion to what they could do."""
+    """A layer, both sides reading at once: they share the host's memory in proportion to what each could."""
     slower = min(1, host_bandwidth / (bus + cpu)) if 0 < share < 1 else 1
     return (
         max(share * cache / min(cpu, host_bandwidth), (1 - share) * cache / min(bus, host_bandwidth)) / slower

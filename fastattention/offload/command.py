@@ -41,7 +41,8 @@ def number(text: str) -> float:
     assert found is not None
     digits, letter, binary = found.groups()
     try:
-        return float(digits) * (1024 if binary else 1000) ** (" kmgt".index(letter or " "))
+        unit: int = (1024 if binary else 1000) ** " kmgt".index(letter or " ")
+        return float(digits) * unit
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number, such as 16e9, 16G or 16Gi") from None
 

@@ -99,7 +99,7 @@ _V100_HOST = (
     "90 and causal attention at D=128 20 TFLOP/s (published); what CUDA takes, a trip to the CPU, and what "
     "queueing takes: assumed"
 )
-_V100 = {
+_V100: dict[str, Any] = {
     "gpu_reserved": 450 * 2**20, "gpu_bandwidth": 790e9, "gpu_flops": 90e12, "gpu_attention_flops": 20e12,
     "host_memory": 96 * 10**9, "host_reserved": 4 * 10**9, "bus": 12e9, "cpu": 24.5e9,
     "host_bandwidth": 24.5e9, "latency": 60e-6, "queue": 250e-6, "source": _V100_HOST,

@@ -1,0 +1,80 @@
+"""One piece of registered host memory for the caches of all rows and ways, one after the other.
+
+Making tens of gigabytes of memory known to CUDA takes longer than measuring on them: the system clears each page
+first. The ways of a row need the same memory in turn, so it is made once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Arena"]
+
+_ALIGNMENT = 2**21  # a huge page: each array lies as it would in memory of its own
+
+
+class Arena:
+    """A device whose host arrays are parts of one allocation; for all else, the device itself.
+
+    Arrays are handed out one behind the other. Once all are given back, the next begins at the start again, and
+    holds what lay there: it is up to the caller to fill it. What does not fit is asked of the device.
+
+    Parameters
+    ----------
+    device : Device
+        See `fastattention.runtime`.
+    nbytes : int
+        Of the allocation. Made here.
+    """
+
+    def __init__(self, device: Any, nbytes: int) -> None:
+        self._device = device
+        self._memory: NDArray[np.uint8] | None = device.host_array((nbytes,), np.uint8) if nbytes else None
+        self._next = 0
+        self._out: set[int] = set()  # addresses of what was handed out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the allocation."""
+        return 0 if self._memory is None else self._memory.nbytes
+
+    def host_array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Return an array in registered host memory; its contents are left over from whoever had it before."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if self._memory is None or self._next + nbytes > self._memory.nbytes or not nbytes:
+            found: NDArray[Any] = self._device.host_array(shape, dtype)
+            return found
+        part = self._memory[self._next : self._next + nbytes].view(dtype).reshape(shape)
+        self._next += math.ceil(nbytes / _ALIGNMENT) * _ALIGNMENT
+        self._out.add(part.ctypes.data)
+        return part
+
+    def free_host(self, array: NDArray[Any]) -> None:
+        """Give back what `host_array` returned."""
+        if array.ctypes.data not in self._out:
+            self._device.free_host(array)
+            return
+        self._out.remove(array.ctypes.data)
+        if not self._out:
+            self._next = 0
+
+    def close(self) -> None:
+        """Give the allocation back.
+
+        Raises
+        ------
+        RuntimeError
+            Parts of it are still in use.
+        """
+        if self._out:
+            raise RuntimeError(f"{len(self._out)} arrays of the arena are still in use")
+        if self._memory is not None:
+            memory, self._memory = self._memory, None
+            self._device.free_host(memory)

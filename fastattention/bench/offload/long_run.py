@@ -1,0 +1,140 @@
+"""A context that the GPU's memory cannot hold: refused without cooperation, then run with it.
+
+The GPU is held to the memory of an older card by the limit of CuPy's pool. The prompt is random tokens, all of it
+goes through the decoder, and what is decoded behind it is what the decoder says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+from ...models.device_llama import DeviceLlama, OffloadedSession
+from ...offload.hardware import Hardware
+from ...offload.shapes import ModelShape
+from ...runtime import CooperativeCache
+from .plans import largest_without, plan_freely
+from .results import LongRun
+from .sampler import Sampler, memory_of
+
+__all__ = ["CONTEXT", "GPU_LIMIT", "MODEL", "STEPS", "run_long"]
+
+MODEL = "llama-3-8b"
+CONTEXT = 262144
+STEPS = 32
+GPU_LIMIT = 32 * 2**30
+
+_DTYPE = "float16"
+_SEED = 0
+
+
+def run_long(
+    device: Any,
+    shape: ModelShape,
+    hardware: Hardware,
+    *,
+    context: int = CONTEXT,
+    steps: int = STEPS,
+    gpu_limit: int = GPU_LIMIT,
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LongRun:
+    """Refuse, plan, fill, decode; watch the memory.
+
+    Parameters
+    ----------
+    device : Device
+        See `fastattention.runtime`. On a GPU, CuPy's pool is limited for as long as this runs.
+    shape : ModelShape
+    hardware : Hardware
+        This machine, as the planner measured it.
+    context, steps : int
+        Tokens of the prompt, and to decode.
+    gpu_limit : int
+        Bytes for the pool, and for the planner.
+    threads : int, optional
+        Of CPU attention.
+    say : callable
+        Called with what happens next.
+    progress : callable, optional
+        Called with the prompt tokens done, and all.
+
+    Raises
+    ------
+    ValueError
+        Without cooperation the context would fit, so there is nothing to show; or it fits nowhere.
+    RuntimeError
+        The decoder's numbers are not finite.
+    """
+    capacity = context + steps
+    held = hardware.replace(gpu_memory=gpu_limit)
+    refused, largest = largest_without(shape, held, context=capacity, dtype=_DTYPE)
+    say(f"without cooperation: {refused}")
+    plan, predicted_prefill, predicted_token = plan_freely(
+        shape, held, context=capacity, dtype=_DTYPE, threads=threads
+    )
+    found = LongRun(
+        shape.name, context, gpu_limit, refused, largest, plan=plan.as_dict(),
+        predicted_prefill=predicted_prefill, predicted_token=predicted_token,
+    )  # fmt: skip
+    with _limited(device, gpu_limit), Sampler(memory_of(device)) as sampler:
+        sampler.phase = "weights"
+        say("weights")
+        model = DeviceLlama.random(shape, device, _DTYPE, _SEED)
+        sampler.phase = "cache"
+        say("cache")
+        cache = CooperativeCache.from_plan(plan, device)
+        try:
+            session = OffloadedSession(model, cache, device)
+            rng = np.random.default_rng(_SEED)
+            prompt = rng.integers(0, shape.vocab_size, (1, context))
+            sampler.phase = "prefill"
+            say("prefill")
+
+            def done(tokens: int, total: int) -> None:
+                sampler.tokens = tokens
+                if progress is not None:
+                    progress(tokens, total)
+
+            start = time.perf_counter()
+            logits = session.forward(prompt, progress=done)
+            found.prefill = time.perf_counter() - start
+            sampler.phase, sampler.tokens = "decode", context
+            say("decode")
+            for step in range(steps):
+                if not np.isfinite(logits).all():
+                    raise RuntimeError(f"the logits of token {context + step} are not finite")
+                token = logits.argmax(axis=-1)[:, None]
+                start = time.perf_counter()
+                logits = session.forward(token)
+                found.tokens.append(time.perf_counter() - start)
+                sampler.tokens = context + step + 1
+        finally:
+            cache.close()
+            del model
+    found.samples, found.peaks = sampler.samples, sampler.peaks
+    return found
+
+
+def _limited(device: Any, limit: int) -> Any:
+    return nullcontext() if device.name == "numpy" else _PoolLimit(device.xp.get_default_memory_pool(), limit)
+
+
+class _PoolLimit:
+    """Holds CuPy's pool to a limit, and lifts it afterwards."""
+
+    def __init__(self, pool: Any, limit: int) -> None:
+        self._pool, self._limit = pool, limit
+
+    def __enter__(self) -> None:
+        self._pool.free_all_blocks()
+        self._before = self._pool.get_limit()
+        self._pool.set_limit(size=self._limit)
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.set_limit(size=self._before)

@@ -59,7 +59,7 @@ def tokens(run: Run, rows: list[Row]) -> Figure:
         for height, (name, seconds, predicted) in enumerate(bars):
             colour, hatch = _STYLES[name]
             axes.barh(height, 1e3 * seconds, 0.7, color=colour, hatch=hatch, edgecolor=_INK, linewidth=0.4)
-            axes.text(1e3 * seconds, height, f" {1e3 * seconds:.3g}", va="center", fontsize=7)
+            axes.text(1e3 * seconds, height, f" {_number(1e3 * seconds)}", va="center", fontsize=7)
             if predicted is not None:
                 axes.vlines(1e3 * predicted, height - 0.45, height + 0.45, color="#D55E00", linewidth=2)
         axes.set_yticks(range(len(bars)), [name for name, _, _ in bars], fontsize=7)
@@ -75,6 +75,10 @@ def tokens(run: Run, rows: list[Row]) -> Figure:
     figure.supxlabel("ms a token; the line across a bar: what the planner foretold", fontsize=8)
     figure.suptitle(f"{run.environment['gpu']}, {run.date[:10]}", fontsize=9)
     return figure
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def memory(run: Run, long: LongRun) -> Figure:

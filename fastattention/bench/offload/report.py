@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -21,11 +22,10 @@ WIDTH = 126
 _LEFT = ("way", "limit", "target", "unit")
 
 _READING = (
-    "ms a token: the whole decoder, median of the steps, with the fastest and the slowest. a layer: a step of "
-    "attention alone, over the number of layers: what follows from it, GB/s up the bus and read by CPU attention, "
-    "is in the next columns. foretold: the planner's time a token, from limits it measured itself, and by how much "
-    "that is too long (+) or too short (-). 1.90x: it is that many times as fast as classical offloading, by the "
-    "token and by the layer. Every layer's cache lies in host memory but in the all-GPU run, whose outputs all "
+    "ms a token: the whole decoder, median of the steps; ± half the way from the fastest to the slowest. a layer: "
+    "milliseconds of a step of attention alone, over the number of layers; GB/s up the bus and read by CPU attention "
+    "are of such steps. foretold: the planner's time a token, from limits it measured itself, and by how much that "
+    "is too long (+) or too short (-). 1.90x: that many times as fast as classical offloading. Every layer's cache lies in host memory but in the all-GPU run, whose outputs all "
     "others had, within the tolerance, before anything was timed. Contents are random."
 )
 
@@ -111,8 +111,8 @@ def tables(run: Run) -> Iterator[Table]:
             f"{row.cache_bytes / 2**30:.1f} GiB of keys and values"
         )
         table = _table(
-            title, "way", "ms a token", "lowest", "highest", "ms a layer", "up", "CPU", "foretold", "off by",
-            "a token", "a layer", "target",
+            title, "way", "ms a token", "spread", "a layer", "up", "CPU", "foretold", "off by", "by token", "by layer",
+            "target",
         )  # fmt: skip
         for name, way in row.ways.items():
             if way.status == "ok":
@@ -135,8 +135,7 @@ def _cells(row: Row, name: str, way: Outcome) -> list[str]:
     return [
         label,
         _milliseconds(way.token),
-        _milliseconds(min(way.tokens)),
-        _milliseconds(max(way.tokens)),
+        _spread(way.tokens),
         _milliseconds(row.layer(name)),
         _rate(way.up / way.step),
         _rate(way.cpu / way.step),
@@ -154,8 +153,13 @@ def _peer_cells(row: Row) -> list[str]:
     times = row.peer["tokens"]
     return [
         f"transformers {row.peer['versions']['transformers']}",
-        *(_milliseconds(seconds) for seconds in (row.peer_token, min(times), max(times))),
+        _milliseconds(row.peer_token),
+        _spread(times),
     ]
+
+
+def _spread(times: list[float]) -> str:
+    return f"±{50 * (max(times) - min(times)) / statistics.median(times):.0f} %"
 
 
 def _rate(value: float) -> str:
@@ -163,11 +167,11 @@ def _rate(value: float) -> str:
 
 
 def _verdicts(goals: list[Goal]) -> Text:
-    text = Text()
-    for goal in goals:
-        text.append(", " if text else "")
-        word, style = ("met", "green") if goal.met else ("missed", "bold red")
-        text.append(f"{goal.text.partition(' a ')[0].partition(' transformers')[0]} {word}", style=style)
+    missed = [goal.text for goal in goals if not goal.met]
+    met = len(goals) - len(missed)
+    text = Text(f"{met} met" if met else "", style="green")
+    for name in missed:
+        text.append(f"{', ' if text else ''}{name} missed", style="bold red")
     return text
 
 

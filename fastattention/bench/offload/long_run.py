@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ...models.device_llama import DeviceLlama, OffloadedSession
+from ...models.device_llama import DeviceLlama
+from ...models.offloaded import OffloadedSession
 from ...offload.hardware import Hardware
 from ...offload.shapes import ModelShape
-from ...runtime import CooperativeCache
 from .plans import largest_without, plan_freely
 from .results import LongRun
 from .sampler import Sampler, memory_of
@@ -88,18 +88,16 @@ def run_long(
         model = DeviceLlama.random(shape, device, _DTYPE, _SEED)
         sampler.phase = "cache"
         say("cache")
-        cache = CooperativeCache.from_plan(plan, device)
-        try:
-            session = OffloadedSession(model, cache, device)
+        with OffloadedSession(model, plan, device) as session:
             rng = np.random.default_rng(_SEED)
             prompt = rng.integers(0, shape.vocab_size, (1, context))
             sampler.phase = "prefill"
             say("prefill")
 
-            def done(tokens: int, total: int) -> None:
+            def done(tokens: int) -> None:
                 sampler.tokens = tokens
                 if progress is not None:
-                    progress(tokens, total)
+                    progress(tokens, context)
 
             start = time.perf_counter()
             logits = session.forward(prompt, progress=done)
@@ -114,9 +112,8 @@ def run_long(
                 logits = session.forward(token)
                 found.tokens.append(time.perf_counter() - start)
                 sampler.tokens = context + step + 1
-        finally:
-            cache.close()
-            del model
+            sampler.phase = "close"
+        del model
     found.samples, found.peaks = sampler.samples, sampler.peaks
     return found
 

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import get_isa, num_threads
-from ...models.device_llama import DeviceLlama, OffloadedSession
+from ...models.device_llama import DeviceLlama
+from ...models.offloaded import OffloadedSession
 from ...offload import detect
 from ...offload.hardware import Hardware
 from ...offload.plan import OffloadPlan
 from ...offload.shapes import ModelShape, model_shape
-from ...runtime import CooperativeCache
+from ...runtime.cooperative import CooperativeCache
 from ..environment import describe
 from . import hugging_face
 from .arena import Arena
@@ -40,7 +41,7 @@ _DTYPE = "float16"
 _SEED = 0
 _HUGE = 2**21
 _HOST_RESERVE = 6 * 2**30  # of what is free: left to the system, Python, the peer
-_GPU_RESERVE = 3 * 2**30  # beside an all-GPU cache: buffers, libraries
+_GPU_RESERVE = 4 * 2**30  # beside an all-GPU cache: buffers, libraries
 
 
 def free_host_bytes() -> int:
@@ -221,7 +222,8 @@ class _Field:
         cache = CooperativeCache.from_plan(plan, device)
         try:
             cache.fill_random(case.context, _SEED)
-            yield _Runner(machine._device, cache, self._model, plan, predicted, case)
+            with OffloadedSession(self._model, cache, machine._device) as session:
+                yield _Runner(machine._device, cache, session, plan, predicted, case)
         finally:
             cache.close()
 
@@ -236,13 +238,12 @@ class _Runner:
         self,
         device: Any,
         cache: CooperativeCache,
-        model: DeviceLlama,
+        session: OffloadedSession,
         plan: OffloadPlan,
         predicted: float | None,
         case: OffloadCase,
     ) -> None:
-        self._device, self._cache, self._case = device, cache, case
-        self._model, self._session = model, OffloadedSession(model, cache, device)
+        self._device, self._cache, self._session, self._case = device, cache, session, case
         shape = plan.model
         self.outcome = Outcome(
             "ok",
@@ -286,4 +287,4 @@ class _Runner:
 
     def token(self, number: int) -> NDArray[Any]:
         """Decode a token."""
-        return self._session.forward(self._tokens[number])
+        return self._session.forward(self._tokens[number]).copy()  # the next call writes to the same array

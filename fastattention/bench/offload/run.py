@@ -30,7 +30,7 @@ _GIB = 2**30
 
 def open_machine(threads: int | None, host_bytes: int | None) -> Machine:
     """Return the current GPU and its host; the errors are those of `runtime.open_device`."""
-    from ...runtime import open_device
+    from ...runtime.device import open_device
     from .machine import OffloadMachine
 
     return OffloadMachine(open_device("cuda"), threads, host_bytes=host_bytes)

@@ -87,12 +87,11 @@ def run_long(
         say("weights")
         model = DeviceLlama.random(shape, device, _DTYPE, _SEED)
         sampler.phase = "cache"
-        say("cache")
+        say("cache and prefill")
         with OffloadedSession(model, plan, device) as session:
             rng = np.random.default_rng(_SEED)
             prompt = rng.integers(0, shape.vocab_size, (1, context))
             sampler.phase = "prefill"
-            say("prefill")
 
             def done(tokens: int) -> None:
                 sampler.tokens = tokens

@@ -167,11 +167,11 @@ def _rate(value: float) -> str:
 
 
 def _verdicts(goals: list[Goal]) -> Text:
-    missed = [goal.text for goal in goals if not goal.met]
-    met = len(goals) - len(missed)
+    missed = sum(not goal.met for goal in goals)
+    met = len(goals) - missed
     text = Text(f"{met} met" if met else "", style="green")
-    for name in missed:
-        text.append(f"{', ' if text else ''}{name} missed", style="bold red")
+    if missed:
+        text.append(f"{', ' if met else ''}{missed} missed", style="bold red")
     return text
 
 

@@ -96,7 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json",
         type=Path,
         metavar="PATH",
-        help="where to write the results (default: results/bench-<cpu or gpu>-<date>.json, ladder-..., offload-...)",
+        help="where to write the results (default: results/bench-<cpu or gpu>-<date>.json, or ladder-..., "
+        "offload-...)",
     )
     parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
 
@@ -135,7 +136,9 @@ def main(args: argparse.Namespace) -> int:
     """Run the benchmark; return 0, or 1 when an output was wrong, or 2 when it could not run."""
     for name in ("long", "host_memory"):
         if getattr(args, name) and not args.offload:
-            print(f"fastattention bench: --{name.replace('_', '-')} goes with --offload only", file=sys.stderr)
+            print(
+                f"fastattention bench: --{name.replace('_', '-')} goes with --offload only", file=sys.stderr
+            )
             return 2
     try:
         if args.plot is not None:

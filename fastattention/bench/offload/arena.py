@@ -1,7 +1,7 @@
 """One piece of registered host memory for the caches of all rows and ways, one after the other.
 
-Making tens of gigabytes of memory known to CUDA takes longer than measuring on them: the system clears each page
-first. The ways of a row need the same memory in turn, so it is made once.
+Making tens of gigabytes of memory known to CUDA takes longer than measuring on them: the system clears each
+page first. The ways of a row need the same memory in turn, so it is made once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _ALIGNMENT = 2**21  # a huge page: each array lies as it would in memory of its 
 class Arena:
     """A device whose host arrays are parts of one allocation; for all else, the device itself.
 
-    Arrays are handed out one behind the other. Once all are given back, the next begins at the start again, and
-    holds what lay there: it is up to the caller to fill it. What does not fit is asked of the device.
+    Arrays are handed out one behind the other. Once all are given back, the next begins at the start again,
+    and holds what lay there: it is up to the caller to fill it. What does not fit is asked of the device.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Arena:
         return 0 if self._memory is None else self._memory.nbytes
 
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Return an array in registered host memory; its contents are left over from whoever had it before."""
+        """Return an array in registered host memory, holding whatever was left there."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         if self._memory is None or self._next + nbytes > self._memory.nbytes or not nbytes:
             found: NDArray[Any] = self._device.host_array(shape, dtype)

@@ -44,8 +44,8 @@ class OffloadCase:
 
 
 _QUICK = (OffloadCase("llama-3-8b", 4, 32768, 1),)
-# Weights are made anew when the model or its layers change. The largest comes last: when memory or time is short,
-# the others are done.
+# Weights are made anew when the model or its layers change. The largest comes last: when memory or time is
+# short, the others are done.
 _DEFAULT = (
     OffloadCase("llama-3-8b", 8, 131072, 1, peer=True),
     OffloadCase("llama-7b", 32, 32768, 1),
@@ -57,7 +57,7 @@ _DEFAULT = (
 
 
 def select(level: str = "default", pattern: str | None = None) -> list[OffloadCase]:
-    """Return the cases of a level ("quick", "default" or "full") that have a part for every word of `pattern`."""
+    """Return the cases of a level, "quick", "default" or "full", that have a part for every word."""
     words = (pattern or "").replace(",", " ").split()
     cases = _QUICK if level == "quick" else _DEFAULT
     return [case for case in cases if all(f"/{word}" in f"/{case.name}" for word in words)]

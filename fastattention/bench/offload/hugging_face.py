@@ -1,7 +1,7 @@
 """Hugging Face transformers' offloaded cache on the same shape, in a process of its own.
 
-A process of its own gives back all memory that PyTorch has pinned or kept, and what it raises is a finding, not
-the end of the run.
+A process of its own gives back all memory that PyTorch has pinned or kept, and what it raises is a finding,
+not the end of the run.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def ask(case: OffloadCase, shape: Shape) -> dict[str, Any]:
     Returns
     -------
     dict
-        "tokens": seconds of each decoded token, "gpu_tokens": likewise with the cache on the GPU, "cache": the
-        class, "versions"; or "missing", why there are no figures.
+        "tokens": seconds of each decoded token, "gpu_tokens": likewise with the cache on the GPU, "cache":
+        the class, "versions"; or "missing", why there are no figures.
     """
     names = ("hidden", "feed_forward", "heads", "kv_heads", "vocab_size")
     order = {**asdict(case), **{name: getattr(shape, name) for name in names}}
@@ -110,7 +110,12 @@ def _cache(transformers: Any, config: Any, offloaded: bool) -> tuple[Any, str]:
 
 def _decode(torch: Any, model: Any, cache: Any, order: dict[str, Any], device: str) -> list[float]:
     config = model.config
-    shape = order["batch"], config.num_key_value_heads, order["context"], config.hidden_size // config.num_attention_heads
+    shape = (
+        order["batch"],
+        config.num_key_value_heads,
+        order["context"],
+        config.hidden_size // config.num_attention_heads,
+    )
     for layer in range(config.num_hidden_layers):
         k, v = (torch.randn(shape, dtype=torch.float16, device=device) for _ in range(2))
         cache.update(k, v, layer)

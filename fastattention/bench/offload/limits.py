@@ -41,7 +41,7 @@ _DRAFT = 2**20  # random numbers that fill the memory, over and over
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the probes read: `layers` caches of `kv_heads` heads, `tokens` rows, `head_dim` numbers in float16."""
+    """What the probes read: the caches of so many layers, in float16."""
 
     layers: int
     tokens: int
@@ -61,7 +61,7 @@ class Sizes:
 
 
 def sizes(l3_bytes: int) -> Sizes:
-    """Return layers of 32768 tokens, 134 MB each: as many as hold four times the L3, and at least a gigabyte."""
+    """Return layers of 32768 tokens, 134 MB each: four times the L3 in all, and at least a gigabyte."""
     layer = Sizes(1, 32768)
     return Sizes(max(8, math.ceil(4 * l3_bytes / layer.layer_bytes)), layer.tokens)
 
@@ -169,7 +169,9 @@ class HostLimits:
         self._device.copy(self._stream, self._there[1 - number % 2], self._there[number % 2])
         return int(self._there[0].nbytes)
 
-    def _copies(self, queue: Callable[[int], int], seconds: float, ended: Callable[[], bool] | None = None) -> float:
+    def _copies(
+        self, queue: Callable[[int], int], seconds: float, ended: Callable[[], bool] | None = None
+    ) -> float:
         with self._device.use(self._stream):
             queue(0)  # clocks rise, pages are looked up
             self._device.wait()

@@ -1,7 +1,7 @@
 """A context that the GPU's memory cannot hold: refused without cooperation, then run with it.
 
-The GPU is held to the memory of an older card by the limit of CuPy's pool. The prompt is random tokens, all of it
-goes through the decoder, and what is decoded behind it is what the decoder says.
+The GPU is held to the memory of an older card by the limit of CuPy's pool. The prompt is random tokens, all
+of it goes through the decoder, and what is decoded behind it is what the decoder says.
 """
 
 from __future__ import annotations

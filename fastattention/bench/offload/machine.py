@@ -196,7 +196,9 @@ def _describe_gpu(device: Any) -> dict[str, Any]:
 
 
 class _Field:
-    def __init__(self, machine: OffloadMachine, case: OffloadCase, shape: ModelShape, model: DeviceLlama) -> None:
+    def __init__(
+        self, machine: OffloadMachine, case: OffloadCase, shape: ModelShape, model: DeviceLlama
+    ) -> None:
         self._machine, self._case, self._shape, self._model = machine, case, shape, model
         rows = case.layers * case.batch * case.context
         self.cache_bytes = rows * shape.kv_heads * shape.head_dim * 2 * 2
@@ -210,8 +212,8 @@ class _Field:
             free, _ = machine._device.memory()
             if free < self.cache_bytes + _GPU_RESERVE:
                 raise LeftOutError(
-                    f"the caches take {self.cache_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of the GPU's "
-                    "memory are free"
+                    f"the caches take {self.cache_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of the "
+                    "GPU's memory are free"
                 )
         plan, predicted = plan_way(
             self._shape, machine._hardware, context=case.context + CAPACITY, batch=case.batch,

@@ -1,9 +1,9 @@
 """A row through its ways: outputs first, then times.
 
-A figure *a host layer* is a step of attention alone, over the number of layers: each layer's queries, keys and
-values lie on the GPU when the step begins, all layers are queued in order, and the step ends when the last one's
-output is on the GPU. A figure *a token* is the whole decoder's: embedding, projections, attention, logits on the
-host. Both follow one another for every way, on the same contents, and limits are taken before and after.
+A figure *a host layer* is a step of attention alone, over the number of layers: each layer's queries, keys
+and values lie on the GPU when the step begins, all layers are queued in order, and the step ends when the last
+one's output is on the GPU. A figure *a token* is the whole decoder's: embedding, projections, attention, logits
+on the host. Both follow one another for every way, on the same contents, and limits are taken before and after.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .cases import WAYS, OffloadCase
 from .results import LongRun, Outcome, Row
 
 __all__ = [
-    "ATTENTION_TOLERANCE", "LOGITS_TOLERANCE", "Field", "LeftOutError", "Machine", "Runner", "WrongOutputError",
-    "measure_case",
+    "ATTENTION_TOLERANCE", "LOGITS_TOLERANCE", "Field", "LeftOutError", "Machine", "Runner",
+    "WrongOutputError", "measure_case",
 ]  # fmt: skip
 
-#: Largest deviation of an output row from the all-GPU run, relative to that row's largest entry. Each side may
-#: be off by the float16 tolerance of `bench.measure`, for the reasons given there.
+#: Largest deviation of an output row from the all-GPU run, relative to that row's largest entry. Each side
+#: may be off by the float16 tolerance of `bench.measure`, for the reasons given there.
 ATTENTION_TOLERANCE = 2 * TOLERANCE["float16"]
 
 #: Of the logits, relative to the largest: every layer adds a deviation like the above to a residual stream
@@ -129,8 +129,8 @@ def measure_case(case: OffloadCase, machine: Machine, budget: float, with_peer: 
     case : OffloadCase
     machine : Machine
     budget : float
-        Seconds of timed steps for each way, once of attention and once of tokens. Three steps are taken in any
-        case, and fifty at most.
+        Seconds of timed steps for each way, once of attention and once of tokens. Three steps are taken in
+        any case, and fifty at most.
     with_peer : bool
         Whether Hugging Face transformers takes part in a case that has it.
 
@@ -189,8 +189,8 @@ def _measure_way(
         ):
             if not error <= tolerance:
                 raise WrongOutputError(
-                    f"{case.name}: {way}: {what} deviates from {compared_with} by {error:.1e}, expected at most "
-                    f"{tolerance:.0e}"
+                    f"{case.name}: {way}: {what} deviates from {compared_with} by {error:.1e}, expected at "
+                    f"most {tolerance:.0e}"
                 )
     runner.attend()  # warm; the first one found cold memory
     before = runner.moved()
@@ -223,5 +223,3 @@ def _timed(call: Callable[[], object], budget: float) -> list[float]:
         call()
         times.append(time.perf_counter() - start)
     return times
-
-

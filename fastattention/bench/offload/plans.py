@@ -22,7 +22,7 @@ def plan_way(
     threads: int | None,
     dtype: str,
 ) -> tuple[OffloadPlan, float | None]:
-    """Return the planner's plan with every layer in the same place, and the seconds a token that it foretells.
+    """Return the plan with every layer in the same place, and the seconds a token that it foretells.
 
     Parameters
     ----------
@@ -46,9 +46,7 @@ def plan_freely(
 ) -> tuple[OffloadPlan, float | None, float | None]:
     """Return the best plan, and the seconds that it foretells for the prompt and for a token."""
     overrides = {} if threads is None else {"threads": threads}
-    plan = plan_offload(
-        shape, hardware, context=context, kv_dtype=dtype, weight_dtype=dtype, **overrides
-    )
+    plan = plan_offload(shape, hardware, context=context, kv_dtype=dtype, weight_dtype=dtype, **overrides)
     return plan, plan.prefill_seconds, plan.token_seconds
 
 
@@ -62,7 +60,13 @@ def largest_without(shape: ModelShape, hardware: Hardware, *, context: int, dtyp
     """
     try:
         plan_offload(
-            shape, hardware, context=context, kv_dtype=dtype, weight_dtype=dtype, way="gpu", gpu_layers=shape.layers
+            shape,
+            hardware,
+            context=context,
+            kv_dtype=dtype,
+            weight_dtype=dtype,
+            way="gpu",
+            gpu_layers=shape.layers,
         )
     except DoesNotFit as problem:
         return str(problem), int(problem.largest_context)

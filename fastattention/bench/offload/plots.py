@@ -70,7 +70,8 @@ def tokens(run: Run, rows: list[Row]) -> Figure:
         axes.tick_params(axis="x", labelsize=7)
         case = row.case
         axes.set_title(
-            f"{case.model}, {case.layers} layers, {case.context // 1024}K tokens, batch {case.batch}", fontsize=8
+            f"{case.model}, {case.layers} layers, {case.context // 1024}K tokens, batch {case.batch}",
+            fontsize=8,
         )
     figure.supxlabel("ms a token; the line across a bar: what the planner foretold", fontsize=8)
     figure.suptitle(f"{run.environment['gpu']}, {run.date[:10]}", fontsize=9)
@@ -104,5 +105,7 @@ def memory(run: Run, long: LongRun) -> Figure:
     figure.legend(loc="outside lower center", fontsize=7, ncols=3)
     below.plot(seconds, [sample.tokens / 1024 for sample in long.samples], color="#0072B2")
     below.set(xlabel="seconds", ylabel="K tokens done")
-    figure.suptitle(f"{long.model}, {long.context // 1024}K tokens, {run.environment['gpu']}, {run.date[:10]}", fontsize=9)
+    figure.suptitle(
+        f"{long.model}, {long.context // 1024}K tokens, {run.environment['gpu']}, {run.date[:10]}", fontsize=9
+    )
     return figure

@@ -22,16 +22,17 @@ WIDTH = 126
 _LEFT = ("way", "limit", "target", "unit")
 
 _READING = (
-    "ms a token: the whole decoder, median of the steps; ± half the way from the fastest to the slowest. a layer: "
-    "milliseconds of a step of attention alone, over the number of layers; GB/s up the bus and read by CPU attention "
-    "are of such steps. foretold: the planner's time a token, from limits it measured itself, and by how much that "
-    "is too long (+) or too short (-). 1.90x: that many times as fast as classical offloading. Every layer's cache lies in host memory but in the all-GPU run, whose outputs all "
-    "others had, within the tolerance, before anything was timed. Contents are random."
+    "ms a token: the whole decoder, median of the steps; ± half the way from the fastest to the slowest. "
+    "a layer: milliseconds of a step of attention alone, over the number of layers; GB/s up the bus and read by "
+    "CPU attention are of such steps. foretold: the planner's time a token, from limits it measured itself, and "
+    "by how much that is too long (+) or too short (-). 1.90x: that many times as fast as classical offloading. "
+    "Every layer's cache lies in host memory but in the all-GPU run, whose outputs all others had, within the "
+    "tolerance, before anything was timed. Contents are random."
 )
 
 
 def print_report(run: Run, console: Console) -> None:
-    """Print the machine, its limits, a line for each way of each case, and what must be known to read them."""
+    """Print the machine, its limits, a line for each way of each case, and how to read them."""
     console.width = max(WIDTH, console.width)
 
     def say(text: str, style: str = "") -> None:
@@ -111,8 +112,8 @@ def tables(run: Run) -> Iterator[Table]:
             f"{row.cache_bytes / 2**30:.1f} GiB of keys and values"
         )
         table = _table(
-            title, "way", "ms a token", "spread", "a layer", "up", "CPU", "foretold", "off by", "by token", "by layer",
-            "target",
+            title, "way", "ms a token", "spread", "a layer", "up", "CPU", "foretold", "off by", "by token",
+            "by layer", "target",
         )  # fmt: skip
         for name, way in row.ways.items():
             if way.status == "ok":
@@ -185,10 +186,16 @@ def long_lines(long: LongRun) -> list[str]:
     limit = long.gpu_limit / 2**30
 
     def foretold(seconds: float | None, found: float, unit: float, name: str) -> str:
-        return "" if seconds is None else f" (foretold: {unit * seconds:.1f} {name}, {100 * (seconds / found - 1):+.0f} %)"
+        return (
+            ""
+            if seconds is None
+            else f" (foretold: {unit * seconds:.1f} {name}, {100 * (seconds / found - 1):+.0f} %)"
+        )
 
     peaks = {name: value / 2**30 for name, value in long.peaks.items()}
-    layers = [f"{long.plan['placement'].count(place)} {place}" for place in dict.fromkeys(long.plan["placement"])]
+    layers = [
+        f"{long.plan['placement'].count(place)} {place}" for place in dict.fromkeys(long.plan["placement"])
+    ]
     return [
         f"{long.model}, {long.context} tokens, CuPy's pool held to {limit:g} GiB",
         f"without cooperation: refused: {long.refused}",
@@ -197,7 +204,6 @@ def long_lines(long: LongRun) -> list[str]:
         + f", then {len(long.tokens)} tokens, {1e3 * long.token:.1f} ms each (median, "
         + f"{1e3 * min(long.tokens):.1f} - {1e3 * max(long.tokens):.1f})"
         + foretold(long.predicted_token, long.token, 1e3, "ms"),
-        f"most memory: {peaks['pool_used']:.1f} GiB in arrays on the GPU, {peaks['pool_total']:.1f} held by the pool, "
-        f"{peaks['gpu_used']:.1f} in use on the GPU in all, {peaks['host']:.1f} GiB of host memory resident",
+        f"most memory: {peaks['pool_used']:.1f} GiB in arrays on the GPU, {peaks['pool_total']:.1f} held by the "
+        f"pool, {peaks['gpu_used']:.1f} in use on the GPU in all, {peaks['host']:.1f} GiB of host memory resident",
     ]
-

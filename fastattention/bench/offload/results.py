@@ -245,7 +245,7 @@ def to_json(run: Run) -> dict[str, Any]:
     for row, entry in zip(run.rows, content["rows"], strict=True):
         entry["summary"] = summary(row)
     if run.long is not None:  # a line for each sample, not seven
-        names = [name for name in Sample.__dataclass_fields__]
+        names = list(Sample.__dataclass_fields__)
         samples = content["long"]["samples"]
         content["long"]["samples"] = {name: [sample[name] for sample in samples] for name in names}
     return content
@@ -261,7 +261,8 @@ def from_json(content: dict[str, Any]) -> Run:
     """
     if content.get("schema") != SCHEMA:
         raise ValueError(
-            f"benchmark results have schema {content.get('schema')!r}; of offloading, this version reads {SCHEMA!r}"
+            f"benchmark results have schema {content.get('schema')!r}; of offloading, this version reads "
+            f"{SCHEMA!r}"
         )
 
     def row(entry: dict[str, Any]) -> Row:

@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(case.name for case in cases))
         return 0
     if not cases:
-        return _complain(f"no row of the {level} set of --offload matches {args.filter!r}; see --offload --list")
+        return _complain(
+            f"no row of the {level} set of --offload matches {args.filter!r}; see --offload --list"
+        )
     host_bytes = None if args.host_memory is None else int(args.host_memory * _GIB)
     try:
         machine = open_machine(args.threads, host_bytes)

@@ -1,7 +1,7 @@
 """What cooperation is meant to reach. A release adds lines.
 
-All are ratios of what was measured in the same run, at equal placement: every layer's cache in host memory. By
-theory reading the cache where it lies wins by Bc / Bp at most, and sharing it by (Bc + Bp) / Bp.
+All are ratios of what was measured in the same run, at equal placement: every layer's cache in host memory.
+By theory reading the cache where it lies wins by Bc / Bp at most, and sharing it by (Bc + Bp) / Bp.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ def _of_row(row: Row) -> Iterator[Goal]:
         if row.done("classical", way):
             layer = row.ways["classical"].step / row.ways[way].step
             token = row.ways["classical"].token / row.ways[way].token
-            yield _least(row, way, "speed", f"{bound:g}x a layer", layer, bound, "of classical's speed, a host layer")
-            yield _least(row, way, "speed", f"{bound:g}x a token", token, bound, "of classical's speed, a token")
+            yield _least(
+                row, way, "speed", f"{bound:g}x a layer", layer, bound, "of classical's speed, a host layer"
+            )
+            yield _least(
+                row, way, "speed", f"{bound:g}x a token", token, bound, "of classical's speed, a token"
+            )
     if row.done("classical") and row.limits.get("bus up"):
         way = row.ways["classical"]
         percent = 100e-9 * way.up / way.step / statistics.mean(row.limits["bus up"])
@@ -51,7 +55,9 @@ def _of_row(row: Row) -> Iterator[Goal]:
         for way in ("cooperative", "split"):
             if row.done(way):
                 ratio = row.peer_token / row.ways[way].token
-                yield _least(row, way, "peers", f"{PEER:g}x transformers", ratio, PEER, "of transformers' speed")
+                yield _least(
+                    row, way, "peers", f"{PEER:g}x transformers", ratio, PEER, "of transformers' speed"
+                )
     for name, way in row.ways.items():
         if way.status == "ok" and name != ALL_GPU and way.prediction_error is not None:
             yield _foretold(f"{row.case.name} {name}", 100 * way.prediction_error, "a token")
@@ -73,9 +79,19 @@ def _of_long_run(long: LongRun) -> Iterator[Goal]:
 
 
 def _least(row: Row, way: str, kind: str, text: str, value: float, bound: float, words: str) -> Goal:
-    return Goal(f"{row.case.name} {way}", kind, text, f"{way}: {value:.2f} times {words}", value, bound, value >= bound)
+    return Goal(
+        f"{row.case.name} {way}",
+        kind,
+        text,
+        f"{way}: {value:.2f} times {words}",
+        value,
+        bound,
+        value >= bound,
+    )
 
 
 def _foretold(row: str, percent: float, what: str) -> Goal:
     found = f"the planner's time for {what} is {abs(percent):.1f} % too {'long' if percent > 0 else 'short'}"
-    return Goal(row, "prediction", f"± {PREDICTION:g} %", found, abs(percent), PREDICTION, abs(percent) <= PREDICTION)
+    return Goal(
+        row, "prediction", f"± {PREDICTION:g} %", found, abs(percent), PREDICTION, abs(percent) <= PREDICTION
+    )

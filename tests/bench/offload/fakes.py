@@ -142,7 +142,15 @@ class FakeMachine:
 def a_long_run() -> LongRun:
     """Return a long run as it might be."""
     samples = [
-        Sample(0.1 * n, "prefill" if n < 800 else "decode", 327 * n, 10**7 * n, 2 * 10**7 * n, 3 * 10**7 * n, 10**9)
+        Sample(
+            0.1 * n,
+            "prefill" if n < 800 else "decode",
+            327 * n,
+            10**7 * n,
+            2 * 10**7 * n,
+            3 * 10**7 * n,
+            10**9,
+        )
         for n in range(900)
     ]
     return LongRun(

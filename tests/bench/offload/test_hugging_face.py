@@ -75,6 +75,7 @@ def test_a_real_child_without_a_gpu_or_a_library_says_so(monkeypatch: pytest.Mon
 
 
 @pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")  # of the libraries' own making
 def test_decoding_on_a_cache_of_random_rows() -> None:
     pytest.importorskip("torch", reason="needs PyTorch")
     pytest.importorskip("transformers", reason="needs transformers")

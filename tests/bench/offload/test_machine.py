@@ -1,4 +1,4 @@
-"""Planner, runtime and decoder together, on CPU memory that plays a device: the code that a GPU runs, in small."""
+"""Planner, runtime and decoder together, on CPU memory that plays a device: what a GPU runs, in small."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from fastattention.bench.offload.long_run import run_long
 from fastattention.bench.offload.machine import CAPACITY, OffloadMachine
 
 TINY = dataclasses.replace(
-    model_shape("llama-3-8b"), name="tiny", layers=3, hidden=32, feed_forward=48, heads=4, kv_heads=2, head_dim=16,
-    vocab_size=64, context=4096,
+    model_shape("llama-3-8b"), name="tiny", layers=3, hidden=32, feed_forward=48, heads=4, kv_heads=2,
+    head_dim=16, vocab_size=64, context=4096,
 )  # fmt: skip
 CASE = OffloadCase("tiny", 3, 200, 1, peer=True)
 
@@ -102,7 +102,9 @@ def test_a_fault_of_the_runtime_is_found(
     monkeypatch.setattr(CooperativeCache, "from_plan", classmethod(from_plan))
     found = tiny()
     found.reserve([CASE])
-    with pytest.raises(measure.WrongOutputError, match=r"tiny/L3/S200/B1: cooperative: attention deviates from all-GPU"):
+    with pytest.raises(
+        measure.WrongOutputError, match=r"tiny/L3/S200/B1: cooperative: attention deviates from all-GPU"
+    ):
         measure.measure_case(CASE, found, 1e-9, False)
 
 
@@ -158,7 +160,7 @@ def test_tokens_are_the_same_for_all_ways(tiny: Callable[..., OffloadMachine]) -
 
 
 def test_the_long_run(host: Hardware) -> None:
-    """The GPU's memory holds the weights and some of the cache: the planner puts the other layers into host memory."""
+    """The GPU holds the weights and some of the cache: other layers go to host memory."""
     device = NumpyDevice()
     shape = dataclasses.replace(TINY, layers=6)
     context = 1000
@@ -188,14 +190,16 @@ def test_the_long_run(host: Hardware) -> None:
 
 
 def _limit_that_holds(shape: ModelShape, host: Hardware, context: int, cache: int) -> int:
-    """Return bytes for weights, what is computed in, and so much of the cache, found by asking the planner."""
+    """Return bytes for weights, buffers and some of the cache, found by asking the planner."""
     from fastattention.bench.offload.plans import plan_freely
 
     small = host.replace(gpu_reserved=0)
     low = cache
     for _ in range(64):
         try:
-            plan, _, _ = plan_freely(shape, small.replace(gpu_memory=low), context=context + 4, dtype="float16", threads=1)
+            plan, _, _ = plan_freely(
+                shape, small.replace(gpu_memory=low), context=context + 4, dtype="float16", threads=1
+            )
         except ValueError:
             low = int(1.1 * low)
             continue

@@ -151,7 +151,9 @@ def test_missed_targets_are_named() -> None:
     run.goals = judge(run)
     text = printed(run)
     assert "1 met, 3 missed" in text
-    assert "Missed: llama-3-8b/L8/S131072/B1 split: split: 1.11 times of classical's speed, a host layer" in text
+    assert (
+        "Missed: llama-3-8b/L8/S131072/B1 split: split: 1.11 times of classical's speed, a host layer" in text
+    )
 
 
 def test_figures(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_samples_have_phase_tokens_and_order() -> None:
     assert samples[-1].phase == "decode"
     assert samples[-1].tokens == 7
     assert [sample.pool_used for sample in samples] == list(range(len(samples)))
-    assert all(a.seconds <= b.seconds for a, b in zip(samples, samples[1:], strict=False))
+    assert all(a.seconds <= b.seconds for a, b in pairwise(samples))
     last = len(samples) - 1
     assert sampler.peaks == {"pool_used": last, "pool_total": 2 * last, "gpu_used": 3 * last, "host": 1000}
 

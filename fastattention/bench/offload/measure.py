@@ -1,9 +1,10 @@
 """A row through its ways: outputs first, then times.
 
 A figure *a host layer* is a step of attention alone, over the number of layers: each layer's queries, keys
-and values lie on the GPU when the step begins, all layers are queued in order, and the step ends when the last
-one's output is on the GPU. A figure *a token* is the whole decoder's: embedding, projections, attention, logits
-on the host. Both follow one another for every way, on the same contents, and limits are taken before and after.
+and values lie on the GPU when the step begins, all layers are queued in order, and the step ends when the
+last one's output is on the GPU. A figure *a token* is the whole decoder's: embedding, projections,
+attention, logits on the host. Both follow one another for every way, on the same contents, and limits are
+taken before and after.
 """
 
 from __future__ import annotations

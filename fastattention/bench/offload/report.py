@@ -23,11 +23,11 @@ _LEFT = ("way", "limit", "target", "unit")
 
 _READING = (
     "ms a token: the whole decoder, median of the steps; ± half the way from the fastest to the slowest. "
-    "a layer: milliseconds of a step of attention alone, over the number of layers; GB/s up the bus and read by "
-    "CPU attention are of such steps. foretold: the planner's time a token, from limits it measured itself, and "
-    "by how much that is too long (+) or too short (-). 1.90x: that many times as fast as classical offloading. "
-    "Every layer's cache lies in host memory but in the all-GPU run, whose outputs all others had, within the "
-    "tolerance, before anything was timed. Contents are random."
+    "a layer: milliseconds of a step of attention alone, over the number of layers; GB/s up the bus and "
+    "read by CPU attention are of such steps. foretold: the planner's time a token, from limits it "
+    "measured itself, and by how much that is too long (+) or too short (-). 1.90x: that many times as "
+    "fast as classical offloading. Every layer's cache lies in host memory but in the all-GPU run, whose "
+    "outputs all others had, within the tolerance, before anything was timed. Contents are random."
 )
 
 
@@ -204,6 +204,7 @@ def long_lines(long: LongRun) -> list[str]:
         + f", then {len(long.tokens)} tokens, {1e3 * long.token:.1f} ms each (median, "
         + f"{1e3 * min(long.tokens):.1f} - {1e3 * max(long.tokens):.1f})"
         + foretold(long.predicted_token, long.token, 1e3, "ms"),
-        f"most memory: {peaks['pool_used']:.1f} GiB in arrays on the GPU, {peaks['pool_total']:.1f} held by the "
-        f"pool, {peaks['gpu_used']:.1f} in use on the GPU in all, {peaks['host']:.1f} GiB of host memory resident",
+        f"most memory: {peaks['pool_used']:.1f} GiB in arrays on the GPU, {peaks['pool_total']:.1f} held by "
+        f"the pool, {peaks['gpu_used']:.1f} in use on the GPU in all, {peaks['host']:.1f} GiB of host memory "
+        "resident",
     ]

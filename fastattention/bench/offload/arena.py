@@ -51,7 +51,7 @@ class Arena:
         if self._memory is None or self._next + nbytes > self._memory.nbytes or not nbytes:
             found: NDArray[Any] = self._device.host_array(shape, dtype)
             return found
-        part = self._memory[self._next : self._next + nbytes].view(dtype).reshape(shape)
+        part: NDArray[Any] = self._memory[self._next : self._next + nbytes].view(dtype).reshape(shape)
         self._next += math.ceil(nbytes / _ALIGNMENT) * _ALIGNMENT
         self._out.add(part.ctypes.data)
         return part

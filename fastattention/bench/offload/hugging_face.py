@@ -12,9 +12,12 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .cases import OffloadCase
+
+if TYPE_CHECKING:
+    from ...offload.shapes import ModelShape
 
 __all__ = ["ask", "measure"]
 
@@ -23,18 +26,7 @@ _STEPS = 4
 _WARM = 1
 
 
-class Shape(Protocol):
-    """What is asked of a model: a `fastattention.offload.ModelShape` has it."""
-
-    layers: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    vocab_size: int
-
-
-def ask(case: OffloadCase, shape: Shape) -> dict[str, Any]:
+def ask(case: OffloadCase, shape: ModelShape) -> dict[str, Any]:
     """Run the peer on a case.
 
     Returns

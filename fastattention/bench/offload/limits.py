@@ -34,7 +34,8 @@ UNITS = {
     "trip": "µs",
 }
 
-_QUEUED = 4  # copies before a wait
+_QUEUED = 8  # copies before a wait: a gigabyte, so that being woken costs no percent of their time
+_WITHIN = 256  # likewise of copies within the GPU
 _TRIPS = 64  # likewise
 _DRAFT = 2**20  # random numbers that fill the memory, over and over
 
@@ -120,7 +121,7 @@ class HostLimits:
             "CPU attention": lambda seconds: {"CPU attention": self._attention(self.threads, seconds)},
             "both": self._both,
             "host read": lambda seconds: {"host read": self._read(seconds)},
-            "GPU copy": lambda seconds: {"GPU copy": 2 * self._copies(self._within, seconds)},
+            "GPU copy": lambda seconds: {"GPU copy": self._copies(self._within, seconds, _WITHIN)},
             "trip": lambda seconds: {"trip": self._trip(seconds)},
         }
 
@@ -156,29 +157,32 @@ class HostLimits:
         return layer
 
     def _up(self, number: int) -> int:
-        layer = self._host[number % self._sizes.layers]
-        self._device.copy(self._stream, self._there[number % 2], layer)
-        return layer.nbytes
+        self._device.copy(self._stream, self._there[number % 2], self._host[number % self._sizes.layers])
+        return self._sizes.layer_bytes
 
     def _down(self, number: int) -> int:
-        layer = self._host[number % self._sizes.layers]
-        self._device.copy(self._stream, layer, self._there[number % 2])
-        return layer.nbytes
+        self._device.copy(self._stream, self._host[number % self._sizes.layers], self._there[number % 2])
+        return self._sizes.layer_bytes
 
     def _within(self, number: int) -> int:
         self._device.copy(self._stream, self._there[1 - number % 2], self._there[number % 2])
-        return int(self._there[0].nbytes)
+        return 2 * self._sizes.layer_bytes  # read and written
 
     def _copies(
-        self, queue: Callable[[int], int], seconds: float, ended: Callable[[], bool] | None = None
+        self,
+        queue: Callable[[int], int],
+        seconds: float,
+        queued: int = _QUEUED,
+        ended: Callable[[], bool] | None = None,
     ) -> float:
+        """Return the GB/s of copies that `queue` queues, for some seconds or until something has ended."""
         with self._device.use(self._stream):
             queue(0)  # clocks rise, pages are looked up
             self._device.wait()
             count = moved = 0
             start = time.perf_counter()
             while True:
-                for _ in range(_QUEUED):
+                for _ in range(queued):
                     moved += queue(count)
                     count += 1
                 self._device.wait()
@@ -202,7 +206,7 @@ class HostLimits:
 
         def upload() -> None:
             try:
-                found.append(self._copies(self._up, 0.0, over.is_set))
+                found.append(self._copies(self._up, 0.0, ended=over.is_set))
             except Exception as problem:  # raised again by the thread that waits for it
                 problems.append(problem)
 

@@ -86,6 +86,7 @@ def run_long(
         sampler.phase = "weights"
         say("weights")
         model = DeviceLlama.random(shape, device, _DTYPE, _SEED)
+        _give_back(device)  # what was drawn on the way to the weights
         sampler.phase = "cache"
         say("cache and prefill")
         with OffloadedSession(model, plan, device) as session:
@@ -115,6 +116,12 @@ def run_long(
         del model
     found.samples, found.peaks = sampler.samples, sampler.peaks
     return found
+
+
+def _give_back(device: Any) -> None:
+    device.wait()
+    if device.name != "numpy":
+        device.xp.get_default_memory_pool().free_all_blocks()
 
 
 def _limited(device: Any, limit: int) -> Any:

@@ -34,6 +34,9 @@ ATTENTION_TOLERANCE = 2 * TOLERANCE["float16"]
 #: that is larger than what attention over thousands of random values puts into it, and rounds it to 11 bits.
 LOGITS_TOLERANCE = 2 * ATTENTION_TOLERANCE
 
+#: Of attention, (layers, B, 1, Hq, D), and the logits (B, vocabulary).
+Outputs = tuple[NDArray[Any], NDArray[Any]]
+
 _PROBE_SECONDS = 0.15
 _LIMITS = ("bus up", "CPU attention")
 _LEAST, _MOST = 3, 50  # timed steps
@@ -143,12 +146,10 @@ def measure_case(case: OffloadCase, machine: Machine, budget: float, with_peer: 
     with machine.open(case) as field:
         row = Row(case, field.cache_bytes, limits={name: [] for name in _LIMITS})
         _probe(machine, row)
-        expected: tuple[NDArray[Any], NDArray[Any]] | None = None
+        expected: Outputs | None = None
         for way in WAYS:
             try:
-                with field.open(way) as runner:
-                    found = _measure_way(runner, way, case, expected, row.compared_with, budget)
-                    row.ways[way] = runner.outcome
+                found = _do(field, way, row, expected, budget)
             except (LeftOutError, MemoryError) as problem:
                 row.ways[way] = Outcome("left out", str(problem) or type(problem).__name__)
                 continue
@@ -165,14 +166,16 @@ def _probe(machine: Machine, row: Row) -> None:
         row.limits[name].append(rate)
 
 
-def _measure_way(
-    runner: Runner,
-    way: str,
-    case: OffloadCase,
-    expected: tuple[NDArray[Any], NDArray[Any]] | None,
-    compared_with: str,
-    budget: float,
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def _do(field: Field, way: str, row: Row, expected: Outputs | None, budget: float) -> Outputs:
+    """Check and time a way; its memory is given back at the end."""
+    with field.open(way) as runner:
+        outputs = _check(runner, f"{row.case.name}: {way}", expected, row.compared_with)
+        _time(runner, budget)
+        row.ways[way] = runner.outcome
+    return outputs
+
+
+def _check(runner: Runner, name: str, expected: Outputs | None, compared_with: str) -> Outputs:
     outcome = runner.outcome
     runner.attend()
     outputs = runner.outputs()
@@ -180,7 +183,7 @@ def _measure_way(
     logits = runner.token(0)
     runner.rewind()
     if not (np.isfinite(outputs).all() and np.isfinite(logits).all()):
-        raise WrongOutputError(f"{case.name}: {way}: outputs or logits are not finite")
+        raise WrongOutputError(f"{name}: outputs or logits are not finite")
     if expected is not None:
         outcome.attention_error = deviation(expected[0], outputs)
         outcome.logits_error = deviation(expected[1], logits)
@@ -190,9 +193,14 @@ def _measure_way(
         ):
             if not error <= tolerance:
                 raise WrongOutputError(
-                    f"{case.name}: {way}: {what} deviates from {compared_with} by {error:.1e}, expected at "
+                    f"{name}: {what} deviates from {compared_with} by {error:.1e}, expected at "
                     f"most {tolerance:.0e}"
                 )
+    return outputs, logits
+
+
+def _time(runner: Runner, budget: float) -> None:
+    outcome = runner.outcome
     runner.attend()  # warm; the first one found cold memory
     before = runner.moved()
     runner.attend()
@@ -204,7 +212,6 @@ def _measure_way(
     numbers = iter(range(1, 2 + _MOST))
     runner.token(next(numbers))
     outcome.tokens = _timed(lambda: runner.token(next(numbers)), budget)
-    return outputs, logits
 
 
 def deviation(expected: NDArray[Any], found: NDArray[Any]) -> float:

@@ -23,7 +23,7 @@ from .targets import judge
 
 __all__ = ["open_machine", "run"]
 
-_BUDGET = {"quick": 1.0, "default": 1.5, "full": 6.0}  # seconds of timed steps of each way, twice
+_BUDGET = {"quick": 1.0, "default": 1.2, "full": 6.0}  # seconds of timed steps of each way, twice
 _SURVEY_SECONDS = 0.3
 _GIB = 2**30
 
@@ -60,7 +60,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         outcome = results.Run(datetime.now(UTC).isoformat(timespec="seconds"), {}, options)
         if args.long:
-            _long(machine, outcome, args.threads)
+            try:
+                _long(machine, outcome, args.threads)
+            except (MemoryError, ValueError) as problem:
+                return _complain(f"--offload --long: {one_line(problem)}")
         else:
             _measure(machine, outcome, cases, _BUDGET[level], "pytorch" in args.peers)
     except WrongOutputError as problem:

@@ -45,8 +45,8 @@ def _of_row(row: Row) -> Iterator[Goal]:
                 row, way, "speed", f"{bound:g}x a token", token, bound, "of classical's speed, a token"
             )
     if row.done("classical") and row.limits.get("bus up"):
-        way = row.ways["classical"]
-        percent = 100e-9 * way.up / way.step / statistics.mean(row.limits["bus up"])
+        classical = row.ways["classical"]
+        percent = 100e-9 * classical.up / classical.step / statistics.mean(row.limits["bus up"])
         yield Goal(
             f"{row.case.name} classical", "limit", f"{BUS_PERCENT:g} %",
             f"classical: {percent:.1f} % of the bus", percent, BUS_PERCENT, percent >= BUS_PERCENT,
@@ -58,9 +58,10 @@ def _of_row(row: Row) -> Iterator[Goal]:
                 yield _least(
                     row, way, "peers", f"{PEER:g}x transformers", ratio, PEER, "of transformers' speed"
                 )
-    for name, way in row.ways.items():
-        if way.status == "ok" and name != ALL_GPU and way.prediction_error is not None:
-            yield _foretold(f"{row.case.name} {name}", 100 * way.prediction_error, "a token")
+    for name, outcome in row.ways.items():
+        error = outcome.prediction_error
+        if outcome.status == "ok" and name != ALL_GPU and error is not None:
+            yield _foretold(f"{row.case.name} {name}", 100 * error, "a token")
 
 
 def _of_long_run(long: LongRun) -> Iterator[Goal]:

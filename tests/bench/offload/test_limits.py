@@ -73,9 +73,9 @@ def test_rates_are_bytes_over_time(device: CountingDevice, monkeypatch: pytest.M
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     layer = SMALL.layer_bytes
     assert layer == 2 * 2 * 64 * 32 * 2
-    assert probes.measure(2.5, "bus up")["bus up"] == pytest.approx(4e-9 * layer)
-    assert probes.measure(2.5, "bus down")["bus down"] == pytest.approx(4e-9 * layer)
-    assert probes.measure(2.5, "GPU copy")["GPU copy"] == pytest.approx(8e-9 * layer)
+    assert probes.measure(2.5, "bus up")["bus up"] == pytest.approx(1e-9 * limits._QUEUED * layer)
+    assert probes.measure(2.5, "bus down")["bus down"] == pytest.approx(1e-9 * limits._QUEUED * layer)
+    assert probes.measure(2.5, "GPU copy")["GPU copy"] == pytest.approx(2e-9 * limits._WITHIN * layer)
     assert probes.measure(2.5, "trip")["trip"] == pytest.approx(1e6 / limits._TRIPS)
     probes.close()
 

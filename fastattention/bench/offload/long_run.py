@@ -6,9 +6,10 @@ of it goes through the decoder, and what is decoded behind it is what the decode
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from ...offload.hardware import Hardware
 from ...offload.shapes import ModelShape
 from .plans import largest_without, plan_freely
 from .results import LongRun
-from .sampler import Sampler, memory_of
+from .sampler import Sampler, limited, memory_of
 
 __all__ = ["CONTEXT", "GPU_LIMIT", "MODEL", "STEPS", "run_long"]
 
@@ -72,17 +73,17 @@ def run_long(
         The decoder's numbers are not finite.
     """
     capacity = context + steps
-    held = hardware.replace(gpu_memory=gpu_limit)
+    held = dataclasses.replace(hardware, gpu_memory=gpu_limit)
     refused, largest = largest_without(shape, held, context=capacity, dtype=_DTYPE)
     say(f"without cooperation: {refused}")
     plan, predicted_prefill, predicted_token = plan_freely(
         shape, held, context=capacity, dtype=_DTYPE, threads=threads
     )
     found = LongRun(
-        shape.name, context, gpu_limit, refused, largest, plan=plan.as_dict(),
+        shape.name, context, gpu_limit, refused, largest, plan=json.loads(plan.to_json()),
         predicted_prefill=predicted_prefill, predicted_token=predicted_token,
     )  # fmt: skip
-    with _limited(device, gpu_limit), Sampler(memory_of(device)) as sampler:
+    with limited(device, gpu_limit), Sampler(memory_of(device)) as sampler:
         sampler.phase = "weights"
         say("weights")
         model = DeviceLlama.random(shape, device, _DTYPE, _SEED)
@@ -122,22 +123,3 @@ def _give_back(device: Any) -> None:
     device.wait()
     if device.name != "numpy":
         device.xp.get_default_memory_pool().free_all_blocks()
-
-
-def _limited(device: Any, limit: int) -> Any:
-    return nullcontext() if device.name == "numpy" else _PoolLimit(device.xp.get_default_memory_pool(), limit)
-
-
-class _PoolLimit:
-    """Holds CuPy's pool to a limit, and lifts it afterwards."""
-
-    def __init__(self, pool: Any, limit: int) -> None:
-        self._pool, self._limit = pool, limit
-
-    def __enter__(self) -> None:
-        self._pool.free_all_blocks()
-        self._before = self._pool.get_limit()
-        self._pool.set_limit(size=self._limit)
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.set_limit(size=self._before)

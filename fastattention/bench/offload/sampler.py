@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from ..memory import resident
 from .results import Sample
 
-__all__ = ["Sampler", "memory_of"]
+__all__ = ["Sampler", "limited", "memory_of"]
 
 _INTERVAL = 0.1  # seconds
 _MOST = 2000  # points; then every second one is dropped, and the interval doubles
@@ -99,3 +100,19 @@ def memory_of(device: Any) -> Callable[[], tuple[int, int, int, int]]:
         return int(pool.used_bytes()), int(pool.total_bytes()), int(total - free), resident("VmRSS")
 
     return look
+
+
+@contextmanager
+def limited(device: Any, limit: int) -> Iterator[None]:
+    """Hold CuPy's pool to so many bytes, and lift that at the end; a device without a pool has no limit."""
+    if device.name == "numpy":
+        yield
+        return
+    pool = device.xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.get_limit()
+    pool.set_limit(size=limit)
+    try:
+        yield
+    finally:
+        pool.set_limit(size=before)

@@ -168,7 +168,7 @@ def test_the_long_run(host: Hardware) -> None:
     limit = _limit_that_holds(shape, host, context, 3 * cache)
     told: list[str] = []
     steps: list[tuple[int, int]] = []
-    small = host.replace(gpu_reserved=0)
+    small = dataclasses.replace(host, gpu_reserved=0)
     run = run_long(
         device, shape, small, context=context, steps=4, gpu_limit=limit, threads=1, say=told.append,
         progress=lambda done, total: steps.append((done, total)),
@@ -193,12 +193,16 @@ def _limit_that_holds(shape: ModelShape, host: Hardware, context: int, cache: in
     """Return bytes for weights, buffers and some of the cache, found by asking the planner."""
     from fastattention.bench.offload.plans import plan_freely
 
-    small = host.replace(gpu_reserved=0)
+    small = dataclasses.replace(host, gpu_reserved=0)
     low = cache
     for _ in range(64):
         try:
             plan, _, _ = plan_freely(
-                shape, small.replace(gpu_memory=low), context=context + 4, dtype="float16", threads=1
+                shape,
+                dataclasses.replace(small, gpu_memory=low),
+                context=context + 4,
+                dtype="float16",
+                threads=1,
             )
         except ValueError:
             low = int(1.1 * low)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from fastattention.bench.offload.sampler import Sampler, memory_of
+from fastattention.bench.offload.sampler import Sampler, limited, memory_of
 from fastattention.runtime.device import open_device
 
 
@@ -74,3 +77,48 @@ def test_host_memory_is_this_process() -> None:
     pool, held, used, host = look()
     assert pool == held == used == 0
     assert host > 2**20
+
+
+class FakePool:
+    """Holds a limit, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.limit, self.freed = 7, 0
+
+    def used_bytes(self) -> int:
+        return 10
+
+    def total_bytes(self) -> int:
+        return 20
+
+    def get_limit(self) -> int:
+        return self.limit
+
+    def set_limit(self, size: int) -> None:
+        self.limit = size
+
+    def free_all_blocks(self) -> None:
+        self.freed += 1
+
+
+def fake_gpu(pool: FakePool) -> Any:
+    cuda = SimpleNamespace(
+        Device=lambda number: nullcontext(), runtime=SimpleNamespace(memGetInfo=lambda: (60, 100))
+    )
+    xp = SimpleNamespace(get_default_memory_pool=lambda: pool, cuda=cuda)
+    return SimpleNamespace(name="cuda:0", number=0, xp=xp, wait=lambda: None)
+
+
+def test_gpu_memory_is_the_pool_s_and_the_device_s() -> None:
+    assert memory_of(fake_gpu(FakePool()))()[:3] == (10, 20, 40)
+
+
+def test_the_pool_is_held_to_a_limit_that_is_lifted_again() -> None:
+    pool = FakePool()
+    with pytest.raises(KeyboardInterrupt), limited(fake_gpu(pool), 32):
+        assert pool.limit == 32
+        assert pool.freed == 1
+        raise KeyboardInterrupt
+    assert pool.limit == 7
+    with limited(open_device("numpy"), 32):
+        pass

@@ -28,8 +28,8 @@ finally:
         del os.environ[_SPINS]
 
 __all__ = [
-    "ISAS", "attention", "available_isas", "cache_bytes", "compiler", "default_isa", "explain", "max_threads",
-    "quantize",
+    "ISAS", "HostStep", "attention", "available_isas", "cache_bytes", "compiler", "default_isa", "explain",
+    "max_threads", "quantize",
 ]  # fmt: skip
 
 #: Instruction sets this library has kernels for, slowest first.
@@ -231,6 +231,113 @@ def attention(
         raise MemoryError("attention: the kernels could not allocate their workspace")
     if status != lib.FA_OK:
         raise _lacking(options.get("isa", "baseline"))
+
+
+class HostStep:
+    """A token's work on a layer whose keys and values lie in host memory, as a call that needs no Python.
+
+    New rows are written behind those that are there, then the queries attend to a range of rows that ends
+    with the new ones. `run` does it here, without the GIL. A GPU's driver does it where `function` and
+    `argument` are queued as a host function (``cuLaunchHostFunc``).
+
+    Parameters
+    ----------
+    q : ndarray, shape (B, Hq, S, D)
+        float32, float16 or bfloat16; any strides with a contiguous last axis, as all arrays here. Query i
+        stands at the i-th new row.
+    planes : tuple of ndarray
+        Keys (B, Hkv, capacity, D) and values (B, Hkv, capacity, Dv); of int8 also the scales of both,
+        float32, without the last axis.
+    out : ndarray, shape (B, Hq, S, Dv)
+        Of q's dtype; filled.
+    lse : ndarray, shape (B, Hq, S), optional
+        float32; filled.
+    new_k, new_v : ndarray, shape (B, Hkv, S, D) and (B, Hkv, S, Dv)
+        Of q's dtype; rounded to the planes'.
+    scale : float
+        Of the scores.
+    isa : str
+        One of `available_isas`.
+    num_threads : int
+        OpenMP threads, at least 1.
+    failed : ndarray, shape (1,)
+        int32, shared by many steps: where it is not 0, a run does nothing; one that fails sets it to 1.
+
+    Notes
+    -----
+    Nothing is checked. All arrays are held, and read when the step runs.
+    """
+
+    __slots__ = ("_arrays", "_step")
+
+    def __init__(
+        self,
+        q: np.ndarray,
+        planes: tuple[np.ndarray, ...],
+        out: np.ndarray,
+        lse: np.ndarray | None,
+        new_k: np.ndarray,
+        new_v: np.ndarray,
+        *,
+        scale: float,
+        isa: str,
+        num_threads: int,
+        failed: np.ndarray,
+    ) -> None:
+        k_scales, v_scales = planes[2:] or (None, None)
+        problem = _problem(
+            q, planes[0], planes[1], out, lse, scale=scale, window_right=0, k_scales=k_scales,
+            v_scales=v_scales, num_threads=num_threads, isa=isa,
+        )  # fmt: skip
+        self._arrays = (q, planes, out, lse, new_k, new_v, failed)
+        step = self._step = ffi.new("fa_host_step *")
+        step.problem = problem[0]
+        size = q.itemsize
+        step.new_k, step.new_v = _address(new_k), _address(new_v)
+        step.new_k_strides = tuple(stride // size for stride in new_k.strides[:3])
+        step.new_v_strides = tuple(stride // size for stride in new_v.strides[:3])
+        step.failed = _pointer("int32_t *", failed)
+
+    def set_range(self, first: int, length: int) -> None:
+        """Let the next run attend to rows [first, length), of which the last S are the new ones."""
+        self._step.first, self._step.length = first, length
+
+    def run(self) -> None:
+        """Run it here; `check` says how it went."""
+        lib.fa_host_step_run(self._step)
+
+    @property
+    def function(self) -> int:
+        """Address of the C function ``void (void *)`` that does it."""
+        return int(ffi.cast("uintptr_t", lib.fa_host_step_function()))
+
+    @property
+    def argument(self) -> int:
+        """Address that the function is to be called with."""
+        return int(ffi.cast("uintptr_t", self._step))
+
+    @property
+    def seconds(self) -> float:
+        """How long the last run took; 0 where it did nothing."""
+        return float(self._step.seconds)
+
+    def check(self) -> None:
+        """Raise what the last run met.
+
+        Raises
+        ------
+        MemoryError
+            The kernels' workspace could not be allocated.
+        ValueError
+            New rows for planes of int8 hold inf or NaN; or the instruction set is not available.
+        """
+        status = self._step.status
+        if status == lib.FA_NO_MEMORY:
+            raise MemoryError("attention on the CPU: the kernels could not allocate their workspace")
+        if status == lib.FA_NOT_FINITE:
+            raise ValueError("new keys and values: a cache of int8 takes finite numbers, got inf or NaN")
+        if status != lib.FA_OK:
+            raise _lacking(ISAS[self._step.problem.isa])
 
 
 def explain(

@@ -94,6 +94,22 @@ int fa_explain(const fa_problem *problem, fa_plan *plan);
 int fa_quantize(const float *x, const int64_t *shape, const int64_t *strides, int8_t *integers,
                 float *scales);
 
+/* A token's work on a layer whose cache lies in host memory: new rows go behind the others, then attention
+ * over rows [first, length) of every sequence. One call that needs nothing else, so that a GPU's driver can
+ * make it. */
+typedef struct fa_host_step {
+  fa_problem problem; /* k, v and their scales begin at row 0; k_len is not read. Not paged, not packed. */
+  int64_t first, length; /* the last q_len rows are new: they are written first */
+  const void *new_k, *new_v; /* (B, Hkv, q_len, D) and Dv, of q_dtype, rounded to kv_dtype */
+  int64_t new_k_strides[3], new_v_strides[3]; /* batch, head, row */
+  int32_t
+      *failed; /* NULL, or shared by steps: where it is not 0, a step does nothing; one that fails sets it */
+  int32_t status; /* of the last run: enum fa_status */
+  double seconds; /* likewise: how long it took; 0 where it did nothing */
+} fa_host_step;
+void fa_host_step_run(void *step);
+void *fa_host_step_function(void); /* its address */
+
 /* Whether this build has the kernels of `isa` and this machine can run them. */
 int fa_isa_available(int isa);
 /* The available set that is fastest here, by measurement where that is open. */

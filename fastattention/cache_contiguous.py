@@ -71,6 +71,16 @@ class Contiguous:
             self._move(new, old, (slice(None), slice(None), slice(held)))
         self.planes = larger
 
+    def make_room(self, length: int, held: int) -> None:
+        """Make room for `length` tokens of each sequence; rows up to `held` hold something now.
+
+        Raises
+        ------
+        MemoryError
+            Nothing has changed.
+        """
+        self.reserve(np.empty(0, np.int64), length, held)
+
     def write_all(self, start: int, count: int, rows: tuple[Array, ...]) -> None:
         """Write the first `count` of `rows` (B, Hkv, S, ...) behind `start` tokens of each sequence."""
         for plane, new in zip(self.planes, rows, strict=True):

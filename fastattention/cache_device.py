@@ -176,6 +176,16 @@ class DevicePaged(Paged):
             self._home = _leave(self._home)
         self._stale |= self.owned is not owned
 
+    def make_room(self, length: int, held: int) -> None:
+        """Let the pool hold so many tokens of every sequence, as `Paged` does."""
+        before = self.planes
+        super().make_room(length, held)
+        if self.planes is not before:
+            self._home = _leave(self._home)
+        if self.table.shape != self.table_there.shape:
+            self._stale = True
+            self.update()
+
     @property
     def kernel_table(self) -> Any:
         """The table as kernels read it: a CuPy array, up to date with what was written."""

@@ -119,6 +119,22 @@ class Paged:
             self.table[b, self.owned[b] : owned[b]] = self._take(int(missing[b]))
         self.owned = owned
 
+    def make_room(self, length: int, held: int) -> None:
+        """Let the pool hold `length` tokens of every sequence, without giving pages to any.
+
+        Raises
+        ------
+        ValueError
+            It would need more than `max_pages`. Nothing has changed.
+        MemoryError
+            Nothing has changed.
+        """
+        columns = pages_needed(length, self.page_size)
+        wanted = int(np.maximum(columns, self.owned).sum())
+        if wanted > self.max_pages:
+            raise ValueError(f"length: {wanted} pages are needed, max_pages is {self.max_pages}")
+        self._grow(wanted, max(columns, int(self.owned.max())))
+
     def _grow(self, pages: int, columns: int) -> None:
         planes, table = self.planes, self.table
         if pages > len(planes[0]):

@@ -180,6 +180,27 @@ class CacheState:
         self._longest = int(lengths.max())
         self._uniform = int(lengths.min()) == self._longest
 
+    def reserve(self, length: int) -> None:
+        """Make room for `length` tokens of every sequence now, so that appending up to there takes no memory.
+
+        Parameters
+        ----------
+        length : int
+            0 to `max_length`. Room that is there already stays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `length` does not fit, or a paged cache would need more than `max_pages`. Nothing has changed.
+        MemoryError
+            There is no room. Nothing has changed.
+        """
+        wanted = integer(length, "length", "an integer")
+        if not 0 <= wanted <= self._max_length:
+            raise ValueError(f"length: expected 0 to max_length, {self._max_length}, got {wanted}")
+        with nullcontext() if self._place is None else self._place.work():
+            self._storage.make_room(wanted, self._longest)
+
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on; shorter sequences stay as they are.
 

@@ -10,7 +10,7 @@ import numpy as np
 from . import gpu
 from .arguments import operand
 from .arrays import BFLOAT16, cuda_kind, from_numpy, to_array
-from .device import scope, to_caller
+from .device import empty, scope, to_caller
 
 __all__ = ["merge"]
 
@@ -104,8 +104,38 @@ def _checked(parts: list[Any]) -> tuple[list[Any], list[Any], str]:
     return outs, lses, kind
 
 
+def _on_device(outs: list[Any], lses: list[Any], kind: str) -> tuple[Any, Any]:
+    """Merge CuPy arrays by the GPU's kernel, eight parts at a time."""
+    dtype, shape = outs[0].dtype, outs[0].shape
+    # Four axes, of which the first are 1 where there are fewer, and one where there are more.
+    outs = [_four(out) for out in outs]
+    lses = [_four(lse[..., None])[..., 0] for lse in lses]
+    while True:
+        first, rest = outs[: gpu.MOST_PARTS], outs[gpu.MOST_PARTS :]
+        # What is merged again is not rounded before.
+        merged = empty(outs[0].shape, dtype if not rest else np.dtype(np.float32), kind, "out")
+        total = empty(lses[0].shape, np.dtype(np.float32), kind, "lse")
+        gpu.merge(first, lses[: gpu.MOST_PARTS], merged, total)
+        outs, lses = [merged, *rest], [total, *lses[gpu.MOST_PARTS :]]
+        if not rest:
+            return to_caller(merged.reshape(shape), kind), to_caller(total.reshape(shape[:-1]), kind)
+
+
+def _rows(out: Any) -> Any:
+    """Return an array whose rows lie without gaps, the array itself where they do."""
+    return out if out.shape[-1] == 1 or out.strides[-1] == out.itemsize else out.copy()
+
+
+def _four(array: Any) -> Any:
+    if array.ndim > 4:
+        array = array.reshape(-1, *array.shape[-3:])
+    return array[(None,) * (4 - array.ndim)]
+
+
 def _merge(outs: list[Any], lses: list[Any], kind: str) -> tuple[Any, Any]:
     host = isinstance(outs[0], np.ndarray)
+    if not host and outs[0].size and outs[0].dtype != np.float64 and lses[0].dtype == np.float32:
+        return _on_device([_rows(out) for out in outs], lses, kind)
     xp, convert = (np, from_numpy) if host else (gpu.load_cupy(), to_caller)
     wide = np.result_type(
         np.float32, lses[0].dtype, np.float64 if outs[0].dtype == np.float64 else np.float32

@@ -13,10 +13,12 @@ from .choose import ATOMS, DECODE_ROWS, Configuration, atom_of, configure
 from .compile import KERNELS, compiled
 from .device import Card, available, card, describe, forced_atom, get_atom, load_cupy, set_atom, why_not
 from .launch import attention, configuration_of, explain, no_room
+from .merge import MOST_PARTS, merge
 from .plan import Explained, Plan
 
 __all__ = [
-    "ATOMS", "DECODE_ROWS", "KERNELS", "Card", "Configuration", "Explained", "Plan", "append", "atom_of",
-    "attention", "available", "card", "compiled", "configuration_of", "configure", "describe", "explain",
-    "forced_atom", "get_atom", "load_cupy", "no_room", "rates", "set_atom", "upload", "why_not", "zeros",
+    "ATOMS", "DECODE_ROWS", "KERNELS", "MOST_PARTS", "Card", "Configuration", "Explained", "Plan", "append",
+    "atom_of", "attention", "available", "card", "compiled", "configuration_of", "configure", "describe",
+    "explain", "forced_atom", "get_atom", "load_cupy", "merge", "no_room", "rates", "set_atom", "upload",
+    "why_not", "zeros",
 ]  # fmt: skip

@@ -386,3 +386,36 @@ def test_rows_begin_at_cache_lines(dtype, page_size):
         k, v = rng.standard_normal((2, 2, 3, count, 64)).astype(np.float32)
         cache.append(k, v)
         assert cache.keys.ctypes.data % 64 == cache.values.ctypes.data % 64 == 0
+
+
+def test_room_that_is_taken_at_once(place):
+    """Appending up to the reserved length moves nothing, and what was there before is still there."""
+    for page_size in (None, 16):
+        cache = KVCache(2, 2, 8, dtype=np.float32, max_length=1000, page_size=page_size)
+        rows = np.random.default_rng(0).standard_normal((2, 2, 300, 8)).astype(np.float32)
+        cache.append(rows[:, :, :5], rows[:, :, :5])
+        cache.reserve(300)
+        held = cache.nbytes
+        for first in (5, 6, 150):
+            stop = {5: 6, 6: 150, 150: 300}[first]
+            cache.append(rows[:, :, first:stop], rows[:, :, first:stop])
+        assert cache.nbytes == held
+        q = rows[:, :, :1]
+        got = np.asarray(cache.attend(q))
+        np.testing.assert_allclose(got, fastattention.attention(q, rows, rows), atol=1e-5)
+        cache.reserve(3)  # there already
+        assert cache.nbytes == held
+        assert cache.lengths.tolist() == [300, 300]
+
+
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_room_that_cannot_be_taken(place, page_size):
+    cache = KVCache(2, 2, 8, dtype=np.float32, max_length=100, page_size=page_size)
+    for wrong, kind in ((101, ValueError), (-1, ValueError), (2.5, TypeError)):
+        with pytest.raises(kind, match="length: expected"):
+            cache.reserve(wrong)
+    if page_size:
+        small = KVCache(2, 2, 8, dtype=np.float32, max_length=100, page_size=16, max_pages=5)
+        with pytest.raises(ValueError, match="length: 6 pages are needed, max_pages is 5"):
+            small.reserve(40)
+        small.reserve(32)

@@ -1,0 +1,1 @@
+"""What runs on several devices: a KV cache on GPU and host together."""

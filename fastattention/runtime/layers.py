@@ -1,0 +1,152 @@
+"""Where one layer's keys and values lie, and what a step needs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import cpu_kernels
+from ..cache import KVCache
+from ..config import get_isa
+from .device import Device
+from .rows import plane_shapes
+
+__all__ = ["Exchange", "HostArrays", "HostLayer", "Sizes"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What all layers of a cache have in common.
+
+    Attributes
+    ----------
+    batch, q_heads, kv_heads, head_dim : int
+        B, Hq, Hkv, D.
+    dtype, compute_dtype : dtype
+        Of the cache, and of queries and outputs.
+    capacity : int
+        Most tokens of a sequence.
+    """
+
+    batch: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: np.dtype[Any]
+    compute_dtype: np.dtype[Any]
+    capacity: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token of one sequence in one layer."""
+        return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.planes(1, batch=1))
+
+    def planes(self, tokens: int, batch: int | None = None) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Return shapes and dtypes of a layer's planes for so many tokens."""
+        return plane_shapes(batch or self.batch, self.kv_heads, self.head_dim, self.dtype, tokens)
+
+    def cache(self, device: Device, tokens: int, batch: int | None = None) -> KVCache:
+        """Return a cache on the device with room for so many tokens, all of it taken now."""
+        cache = KVCache(
+            batch or self.batch, self.kv_heads, self.head_dim, dtype=self.dtype, max_length=tokens,
+            device=device.cache_device,
+        )  # fmt: skip
+        cache.reserve(tokens)
+        return cache
+
+    def split(self, qkv: Any) -> tuple[Any, Any, Any]:
+        """Return queries, keys and values, (B, H, S, D), of rows (B, S, Hq + 2 Hkv, D): views."""
+        by_head = qkv.swapaxes(1, 2)
+        last = self.q_heads + self.kv_heads
+        return by_head[:, : self.q_heads], by_head[:, self.q_heads : last], by_head[:, last:]
+
+
+class HostArrays:
+    """Arrays in a device's host memory, given back together."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._held: list[Array] = []
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return zeros: `Device.host_array`."""
+        self._held.append(self._device.host_array(shape, np.dtype(dtype)))
+        return self._held[-1]
+
+    def close(self) -> None:
+        """Give all of them back."""
+        while self._held:
+            self._device.free_host(self._held.pop())
+
+
+class Exchange:
+    """What one part of the batch sends down to the CPU for a token, and what comes back: one copy each way.
+
+    Down go query, key and value of the new token as the layer made them. Up comes the output, and behind it,
+    for layers that the GPU attends to as well, the log-sum-exp.
+
+    Parameters
+    ----------
+    device : Device
+    memory : HostArrays
+    sizes : Sizes
+    rows : slice
+        Of the batch.
+    partial : bool
+        Whether there are layers that the GPU attends to as well.
+    """
+
+    def __init__(self, device: Device, memory: HostArrays, sizes: Sizes, rows: slice, partial: bool) -> None:
+        batch, heads = rows.stop - rows.start, sizes.q_heads + 2 * sizes.kv_heads
+        self.stream = device.stream()
+        shape = batch, 1, sizes.q_heads, sizes.head_dim
+        out_bytes = int(np.prod(shape)) * sizes.compute_dtype.itemsize
+        lse_at = -(-out_bytes // 16) * 16
+        self.qkv = memory.array((batch, 1, heads, sizes.head_dim), sizes.compute_dtype)
+        self.packed = memory.array((1, 1, lse_at + batch * sizes.q_heads * 4), np.uint8)
+        self.packed_there = device.xp.empty(self.packed.shape, np.uint8) if partial else None
+
+        def views(packed: Any) -> tuple[Any, Any]:
+            flat = packed.reshape(-1)
+            out = flat[:out_bytes].view(sizes.compute_dtype).reshape(shape)
+            return out, flat[lse_at:].view(np.float32).reshape(batch, sizes.q_heads, 1)
+
+        self.out, self.lse = views(self.packed)
+        self.there = views(self.packed_there) if partial else None
+
+
+class HostLayer:
+    """A layer's cache in host memory, and the CPU's work on it.
+
+    Parameters
+    ----------
+    memory : HostArrays
+    sizes : Sizes
+    way : {"host", "split", "upload"}
+        Who attends to it when tokens are decoded.
+    """
+
+    def __init__(self, memory: HostArrays, sizes: Sizes, way: str) -> None:
+        self.way = way
+        self.planes = tuple(memory.array(*plane) for plane in sizes.planes(sizes.capacity))
+        self.steps: list[cpu_kernels.HostStep] = []
+
+    def prepare(
+        self, sizes: Sizes, parts: Sequence[slice], exchanges: Sequence[Exchange], threads: int, failed: Array
+    ) -> None:
+        """Make the CPU's steps, one for each part of the batch."""
+        for rows, exchange in zip(parts, exchanges, strict=True):
+            q, k, v = sizes.split(exchange.qkv)
+            self.steps.append(
+                cpu_kernels.HostStep(
+                    q, tuple(plane[rows] for plane in self.planes), exchange.out.swapaxes(1, 2),
+                    exchange.lse if self.way == "split" else None, k, v,
+                    scale=sizes.head_dim**-0.5, isa=get_isa(), num_threads=threads, failed=failed,
+                )
+            )  # fmt: skip

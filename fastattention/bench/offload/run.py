@@ -31,9 +31,11 @@ _GIB = 2**30
 def open_machine(threads: int | None, host_bytes: int | None) -> Machine:
     """Return the current GPU and its host; the errors are those of `runtime.open_device`."""
     from ...runtime.device import open_device
+
+    device = open_device("cuda")
     from .machine import OffloadMachine
 
-    return OffloadMachine(open_device("cuda"), threads, host_bytes=host_bytes)
+    return OffloadMachine(device, threads, host_bytes=host_bytes)
 
 
 def run(args: argparse.Namespace) -> int:

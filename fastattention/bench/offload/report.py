@@ -57,6 +57,8 @@ def print_report(run: Run, console: Console) -> None:
         for name, way in row.ways.items():
             if way.status != "ok":
                 say(f"Left out: {row.case.name}: {name}: {way.detail}", "yellow")
+        if row.peer is not None and row.peer_token is None:
+            say(f"Left out: {row.case.name}: transformers: {row.peer.get('missing', 'no figures')}", "yellow")
         if row.compared_with != ALL_GPU:
             say(f"{row.case.name}: outputs were compared with those of {row.compared_with}", "yellow")
     missed = [goal for goal in run.goals if not goal.met]
@@ -119,8 +121,10 @@ def tables(run: Run) -> Iterator[Table]:
             if way.status == "ok":
                 goals = [goal for goal in run.goals if goal.row == f"{case.name} {name}"]
                 table.add_row(*_cells(row, name, way), _verdicts(goals))
-        if row.peer is not None:
-            table.add_row(*_peer_cells(row))
+        if row.peer is not None and row.peer_token is not None:
+            times = row.peer["tokens"]
+            name = f"transformers {row.peer['versions']['transformers']}"
+            table.add_row(name, _milliseconds(row.peer_token), _spread(times))
         yield table
 
 
@@ -144,18 +148,6 @@ def _cells(row: Row, name: str, way: Outcome) -> list[str]:
         "" if error is None else f"{100 * error:+.0f} %",
         f"{classical.token / way.token:.2f}x" if beside else "",
         f"{classical.step / way.step:.2f}x" if beside else "",
-    ]
-
-
-def _peer_cells(row: Row) -> list[str]:
-    assert row.peer is not None
-    if row.peer_token is None:
-        return [f"transformers: {row.peer.get('missing', 'no figures')}"]
-    times = row.peer["tokens"]
-    return [
-        f"transformers {row.peer['versions']['transformers']}",
-        _milliseconds(row.peer_token),
-        _spread(times),
     ]
 
 

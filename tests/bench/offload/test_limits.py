@@ -92,6 +92,30 @@ def test_copies_take_turns_through_all_layers(device: CountingDevice) -> None:
     probes.close()
 
 
+def test_cpu_attention_takes_turns_through_all_layers(
+    device: CountingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = HostLimits(device, SMALL, 1)
+    host = probes._host
+    host[...] = np.arange(3, dtype=np.float16).reshape(3, 1, 1, 1, 1)
+    read: list[float] = []
+    attend = limits.attention
+
+    def note(q: Any, k: Any, v: Any, **options: Any) -> Any:
+        assert np.shares_memory(k, host)
+        assert options["num_threads"] == 1
+        read.append(float(v[0, 0, 0, 0]))
+        return attend(q, k, v, **options)
+
+    monkeypatch.setattr(limits, "attention", note)
+    while len(read) < 7:
+        probes.measure(1e-4, "CPU attention")
+    assert read[:3] != read[1:4]
+    assert read[:3] == read[3:6]
+    assert set(read) == {0.0, 1.0, 2.0}
+    probes.close()
+
+
 def test_a_fault_beside_the_cpu_is_raised(device: CountingDevice) -> None:
     probes = HostLimits(device, SMALL, 2)
 

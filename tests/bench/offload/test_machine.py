@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastattention.models.offloaded import OffloadedSession
 from fastattention.offload.hardware import Hardware, hardware
 from fastattention.offload.shapes import ModelShape, model_shape
-from fastattention.runtime.cooperative import CooperativeCache
-from fastattention.runtime.numpy_device import NumpyDevice
 
 from fastattention.bench.offload import hugging_face, machine, measure
 from fastattention.bench.offload.cases import WAYS, OffloadCase
 from fastattention.bench.offload.limits import Sizes
 from fastattention.bench.offload.long_run import run_long
 from fastattention.bench.offload.machine import CAPACITY, OffloadMachine
+from fastattention.runtime.cooperative import CooperativeCache
+from fastattention.runtime.numpy_device import NumpyDevice
 
 TINY = dataclasses.replace(
     model_shape("llama-3-8b"), name="tiny", layers=3, hidden=32, feed_forward=48, heads=4, kv_heads=2,
@@ -65,6 +66,7 @@ def test_all_ways(batch: int, tiny: Callable[..., OffloadMachine], monkeypatch: 
     token = 2 * 16 * 2 * 2 * batch  # bytes of a token's keys and values in a layer
     for name, way in row.ways.items():
         assert way.placement == {WAYS[name]: 3}
+        assert way.threads == 1, "as the machine was asked"
         assert len(way.attention) == len(way.tokens) == 3
         assert (way.attention_error is None) == (name == "all-GPU")
         assert way.predicted is not None
@@ -159,13 +161,22 @@ def test_tokens_are_the_same_for_all_ways(tiny: Callable[..., OffloadMachine]) -
     assert np.abs(logits[0]).max() > 0.01
 
 
-def test_the_long_run(host: Hardware) -> None:
+def test_the_long_run(host: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU holds the weights and some of the cache: other layers go to host memory."""
     device = NumpyDevice()
     shape = dataclasses.replace(TINY, layers=6)
     context = 1000
     cache = 4 * 2 * 16 * context  # bytes of a layer
     limit = _limit_that_holds(shape, host, context, 3 * cache)
+    taken: list[int] = []
+    forward = OffloadedSession.forward
+
+    def note(self: OffloadedSession, tokens: Any, progress: Any = None) -> Any:
+        logits = forward(self, tokens, progress)
+        taken.append(self.position)
+        return logits
+
+    monkeypatch.setattr(OffloadedSession, "forward", note)
     told: list[str] = []
     steps: list[tuple[int, int]] = []
     small = dataclasses.replace(host, gpu_reserved=0)
@@ -181,6 +192,7 @@ def test_the_long_run(host: Hardware) -> None:
     assert len(steps) == -(-context // run.plan["chunk"])
     assert {"gpu"} < set(run.plan["placement"])
     assert len(run.tokens) == 4
+    assert taken == [context, *range(context + 1, context + 5)]
     assert run.prefill > 0
     assert run.predicted_prefill is not None
     assert run.predicted_token is not None

@@ -99,6 +99,15 @@ def test_targets_missed(speeds: dict[str, float], missed: set[str]) -> None:
     assert found == missed
 
 
+def test_tokens_and_layers_are_judged_apart() -> None:
+    row = a_row()
+    row.ways["cooperative"].tokens = [1.0]
+    run = a_run()
+    run.rows, run.long = [row], None
+    found = {goal.text: goal.met for goal in judge(run) if "cooperative" in goal.row and goal.kind == "speed"}
+    assert found == {"1.8x a layer": True, "1.8x a token": False}
+
+
 def test_predictions_are_judged_both_ways() -> None:
     for factor, met in ((1.14, True), (1.16, False), (0.86, True), (0.84, False)):
         row = a_row()

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 from ... import get_isa, num_threads
 from ...models.device_llama import DeviceLlama
 from ...models.offloaded import OffloadedSession
-from ...offload import detect
+from ...offload.detect import detect
 from ...offload.hardware import Hardware
-from ...offload.plan import OffloadPlan
+from ...offload.plan import DoesNotFit, OffloadPlan
 from ...offload.shapes import ModelShape, model_shape
 from ...runtime.cooperative import CooperativeCache
+from ...runtime.host_memory import available_bytes
 from ..environment import describe
 from . import hugging_face
 from .arena import Arena
@@ -32,7 +32,7 @@ from .measure import LeftOutError
 from .plans import plan_way
 from .results import LongRun, Outcome
 
-__all__ = ["CAPACITY", "OffloadMachine", "free_host_bytes"]
+__all__ = ["CAPACITY", "OffloadMachine", "host_bytes"]
 
 #: Tokens that a cache has room for beyond the case's context: more than are timed.
 CAPACITY = 64
@@ -41,17 +41,9 @@ _DTYPE = "float16"
 _SEED = 0
 _HUGE = 2**21
 _SHARPNESS = 3  # of queries: a few keys of thousands decide each output, so that a lost one shows
-_HOST_RESERVE = 6 * 2**30  # of what is free: left to the system, Python, the peer
+_HOST_RESERVE = 6 * 2**30  # of what is free: left to the system, Python, the probes, the peer
+_HOST_SHARE = 0.95  # of the rest: the planner leaves as much alone
 _GPU_RESERVE = 4 * 2**30  # beside an all-GPU cache: buffers, libraries
-
-
-def free_host_bytes() -> int:
-    """Return the bytes of host memory that can be taken now, as the system says."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return 1024 * int(value.split()[0])
-    raise RuntimeError("/proc/meminfo has no MemAvailable")
 
 
 class OffloadMachine:
@@ -82,8 +74,12 @@ class OffloadMachine:
     ) -> None:
         self._device = device
         self._threads = threads
-        self._host_bytes = host_bytes if host_bytes is not None else free_host_bytes() - _HOST_RESERVE
-        self._hardware = hardware if hardware is not None else detect.detect()
+        if host_bytes is None:
+            host_bytes = int(_HOST_SHARE * (available_bytes() - _HOST_RESERVE))
+        self._host_bytes = host_bytes
+        # The planner is told the same as the benchmark, with what it leaves alone on top.
+        room = {"host_memory": math.ceil(max(0, host_bytes) / _HOST_SHARE), "host_reserved": 0}
+        self._hardware = detect(**room) if hardware is None else dataclasses.replace(hardware, **room)
         self._limits = HostLimits(device, probed or sizes(l3_bytes()), threads or num_threads())
         self._arena: Arena | None = None
         self._model: tuple[ModelShape, DeviceLlama] | None = None
@@ -217,10 +213,13 @@ class _Field:
                     f"the caches take {self.cache_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of the "
                     "GPU's memory are free"
                 )
-        plan, predicted = plan_way(
-            self._shape, machine._hardware, context=case.context + CAPACITY, batch=case.batch,
-            place=WAYS[way], threads=machine._threads, dtype=_DTYPE,
-        )  # fmt: skip
+        try:
+            plan, predicted = plan_way(
+                self._shape, machine._hardware, context=case.context + CAPACITY, batch=case.batch,
+                place=WAYS[way], threads=machine._threads, dtype=_DTYPE,
+            )  # fmt: skip
+        except DoesNotFit as problem:
+            raise LeftOutError(str(problem)) from problem
         assert machine._arena is not None
         device = machine._device if way == ALL_GPU else machine._arena
         cache = CooperativeCache.from_plan(plan, device)

@@ -78,8 +78,10 @@ class OffloadMachine:
             host_bytes = int(_HOST_SHARE * (available_bytes() - _HOST_RESERVE))
         self._host_bytes = host_bytes
         # The planner is told the same as the benchmark, with what it leaves alone on top.
-        room = {"host_memory": math.ceil(max(0, host_bytes) / _HOST_SHARE), "host_reserved": 0}
-        self._hardware = detect(**room) if hardware is None else dataclasses.replace(hardware, **room)
+        told = math.ceil(max(0, host_bytes) / _HOST_SHARE)
+        if hardware is None:
+            hardware = detect(host_memory=told, host_reserved=0)
+        self._hardware = dataclasses.replace(hardware, host_memory=told, host_reserved=0)
         self._limits = HostLimits(device, probed or sizes(l3_bytes()), threads or num_threads())
         self._arena: Arena | None = None
         self._model: tuple[ModelShape, DeviceLlama] | None = None

@@ -30,12 +30,9 @@ def plan_way(
     threads : int, optional
         Of CPU attention; default: the planner's own choice.
     """
-    overrides = {"gpu_layers": shape.layers if place == "gpu" else 0}
-    if threads is not None:
-        overrides["threads"] = threads
     plan = plan_offload(
         shape, hardware, context=context, batch=batch, kv_dtype=dtype, weight_dtype=dtype, way=_WAYS[place],
-        **overrides,
+        gpu_layers=shape.layers if place == "gpu" else 0, threads=threads,
     )  # fmt: skip
     assert set(plan.placement) == {place}, plan.placement
     return plan, plan.token_seconds
@@ -45,8 +42,7 @@ def plan_freely(
     shape: ModelShape, hardware: Hardware, *, context: int, dtype: str, threads: int | None
 ) -> tuple[OffloadPlan, float | None, float | None]:
     """Return the best plan, and the seconds that it foretells for the prompt and for a token."""
-    overrides = {} if threads is None else {"threads": threads}
-    plan = plan_offload(shape, hardware, context=context, kv_dtype=dtype, weight_dtype=dtype, **overrides)
+    plan = plan_offload(shape, hardware, context=context, kv_dtype=dtype, weight_dtype=dtype, threads=threads)
     return plan, plan.prefill_seconds, plan.token_seconds
 
 

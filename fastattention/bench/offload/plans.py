@@ -55,15 +55,7 @@ def largest_without(shape: ModelShape, hardware: Hardware, *, context: int, dtyp
         All layers fit.
     """
     try:
-        plan_offload(
-            shape,
-            hardware,
-            context=context,
-            kv_dtype=dtype,
-            weight_dtype=dtype,
-            way="gpu",
-            gpu_layers=shape.layers,
-        )
+        plan_offload(shape, hardware, context=context, kv_dtype=dtype, weight_dtype=dtype, way="gpu")
     except DoesNotFit as problem:
         return str(problem), int(problem.largest_context)
     raise ValueError(f"{context} tokens of {shape.name} fit on the GPU without cooperation")

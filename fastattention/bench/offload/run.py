@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             try:
                 _long(machine, outcome, args.threads)
             except (MemoryError, ValueError) as problem:
-                return _complain(f"--offload --long: {one_line(problem)}")
+                return _complain(f"--offload --long: {problem}")
         else:
             _measure(machine, outcome, cases, _BUDGET[level], "pytorch" in args.peers)
     except WrongOutputError as problem:

@@ -125,7 +125,13 @@ class Machine(Protocol):
         """Give everything back."""
 
 
-def measure_case(case: OffloadCase, machine: Machine, budget: float, with_peer: bool) -> Row:
+def measure_case(
+    case: OffloadCase,
+    machine: Machine,
+    budget: float,
+    with_peer: bool,
+    say: Callable[[str], None] = lambda text: None,
+) -> Row:
     """Check and time all ways of a case.
 
     Parameters
@@ -137,6 +143,8 @@ def measure_case(case: OffloadCase, machine: Machine, budget: float, with_peer: 
         any case, and fifty at most.
     with_peer : bool
         Whether Hugging Face transformers takes part in a case that has it.
+    say : callable
+        Called with a line for each way when it is done.
 
     Raises
     ------
@@ -152,13 +160,27 @@ def measure_case(case: OffloadCase, machine: Machine, budget: float, with_peer: 
                 found = _do(field, way, row, expected, budget)
             except (LeftOutError, MemoryError) as problem:
                 row.ways[way] = Outcome("left out", str(problem) or type(problem).__name__)
+                say(f"  {way}: left out: {row.ways[way].detail}")
                 continue
+            say(f"  {way}: {_line(row, way)}")
             if expected is None:
                 expected, row.compared_with = found, way
         _probe(machine, row)
         if case.peer and with_peer:
             row.peer = field.peer()
+            say(f"  transformers: {row.peer.get('tokens') or row.peer.get('missing')}")
     return row
+
+
+def _line(row: Row, way: str) -> str:
+    outcome = row.ways[way]
+    rates = [
+        f"{1e-9 * moved / outcome.step:.1f} GB/s {where}"
+        for moved, where in ((outcome.up, "up"), (outcome.cpu, "by the CPU"))
+        if moved > 1e-3 * row.cache_bytes
+    ]
+    times = f"{1e3 * outcome.token:.2f} ms a token, {1e3 * row.layer(way):.3f} ms a layer"
+    return ", ".join([times, *rates])
 
 
 def _probe(machine: Machine, row: Row) -> None:

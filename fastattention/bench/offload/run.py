@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         return _complain(
             f"no row of the {level} set of --offload matches {args.filter!r}; see --offload --list"
         )
+    start = time.perf_counter()
     host_bytes = None if args.host_memory is None else int(args.host_memory * _GIB)
     try:
         machine = open_machine(args.threads, host_bytes)
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     finally:
         machine.close()
+    outcome.options["seconds"] = time.perf_counter() - start
     outcome.goals.extend(judge(outcome))
     kind = "offload-long" if args.long else "offload"
     path = args.json or results.default_path(outcome.environment["gpu"], outcome.date, kind)
@@ -123,7 +126,7 @@ def _measure(
     for case in chosen:
         _say(case.name)
         try:
-            outcome.rows.append(measure_case(case, machine, budget, with_peer))
+            outcome.rows.append(measure_case(case, machine, budget, with_peer, _say))
         except (LeftOutError, MemoryError) as problem:
             outcome.left_out[case.name] = f"out of memory: {one_line(problem)}"
     _survey(machine, outcome)

@@ -120,6 +120,9 @@ def test_it_runs_and_writes(
     assert len(run.rows[0].ways["cooperative"].tokens) > 3
     assert f"Wrote {path}" in captured.out
     assert "llama-7b/L32/S32768/B1" in captured.err
+    assert "  cooperative: " in captured.err
+    assert "105.0 GB/s by the CPU" in captured.err
+    assert run.options["seconds"] == pytest.approx(machine.now)
 
 
 def test_outputs_come_before_times(use: Callable[[FakeMachine], FakeMachine]) -> None:

@@ -195,6 +195,11 @@ def _describe_gpu(device: Any) -> dict[str, Any]:
     }
 
 
+def _another(device: Any) -> Any:
+    """Return the same GPU, with no streams yet: waiting for it waits for those of one way, not of all before."""
+    return device if device.name == "numpy" else type(device)(device.number)
+
+
 class _Field:
     def __init__(
         self, machine: OffloadMachine, case: OffloadCase, shape: ModelShape, model: DeviceLlama
@@ -223,12 +228,13 @@ class _Field:
         except DoesNotFit as problem:
             raise LeftOutError(str(problem)) from problem
         assert machine._arena is not None
-        device = machine._device if way == ALL_GPU else machine._arena
-        cache = CooperativeCache.from_plan(plan, device)
+        device = _another(machine._device)
+        lent = device if way == ALL_GPU else machine._arena.lend(device)
+        cache = CooperativeCache.from_plan(plan, lent)
         try:
             cache.fill_random(case.context, _SEED)
-            with OffloadedSession(self._model, cache, machine._device) as session:
-                yield _Runner(machine._device, cache, session, plan, predicted, case)
+            with OffloadedSession(self._model, cache, device) as session:
+                yield _Runner(device, cache, session, plan, predicted, case)
         finally:
             cache.close()
 

@@ -20,8 +20,8 @@ _ALIGNMENT = 2**21  # a huge page: each array lies as it would in memory of its 
 class Arena:
     """One allocation, lent to devices.
 
-    Arrays are handed out one behind the other. Once all are given back, the next begins at the start again, and
-    holds what lay there: it is up to the caller to fill it.
+    Arrays are handed out one behind the other. Once all are given back, the next begins at the start again,
+    and holds what lay there: it is up to the caller to fill it.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class Arena:
 
 
 class Lent:
-    """A device whose host arrays are parts of an arena, as far as they fit; for all else, the device itself."""
+    """A device whose host arrays are parts of an arena, as far as they fit; else the device itself."""
 
     def __init__(self, arena: Arena, device: Any) -> None:
         self._arena, self._device = arena, device

@@ -196,7 +196,7 @@ def _describe_gpu(device: Any) -> dict[str, Any]:
 
 
 def _another(device: Any) -> Any:
-    """Return the same GPU, with no streams yet: waiting for it waits for those of one way, not of all before."""
+    """Return the same GPU without streams: waiting for it waits for one way's, not for all before."""
     return device if device.name == "numpy" else type(device)(device.number)
 
 

@@ -86,7 +86,7 @@ def run_long(
     with limited(device, gpu_limit), Sampler(memory_of(device)) as sampler:
         sampler.phase = "weights"
         say("weights")
-        model = DeviceLlama.random(shape, device, _DTYPE, _SEED)
+        model = DeviceLlama.random(shape, device, _DTYPE, _SEED, embedding=plan.embedding)
         _give_back(device)  # what was drawn on the way to the weights
         sampler.phase = "cache"
         say("cache and prefill")

@@ -84,7 +84,7 @@ class OffloadMachine:
         self._hardware = dataclasses.replace(hardware, host_memory=told, host_reserved=0)
         self._limits = HostLimits(device, probed or sizes(l3_bytes()), threads or num_threads())
         self._arena: Arena | None = None
-        self._model: tuple[ModelShape, DeviceLlama] | None = None
+        self._model: tuple[tuple[ModelShape, str], DeviceLlama] | None = None
 
     def environment(self) -> dict[str, Any]:
         """Describe GPU, host and libraries."""
@@ -136,11 +136,24 @@ class OffloadMachine:
     def open(self, case: OffloadCase) -> Iterator[_Field]:
         """Prepare a case: its model's weights come to the device."""
         shape = dataclasses.replace(model_shape(case.model), layers=case.layers)
-        if self._model is None or self._model[0] != shape:
+        try:
+            plan, _ = self.plan(case, shape, "classical")
+        except DoesNotFit as problem:
+            raise LeftOutError(str(problem)) from problem
+        wanted = shape, plan.embedding
+        if self._model is None or self._model[0] != wanted:
             self._model = None
             self._release()
-            self._model = shape, DeviceLlama.random(shape, self._device, _DTYPE, _SEED)
-        yield _Field(self, case, *self._model)
+            model = DeviceLlama.random(shape, self._device, _DTYPE, _SEED, embedding=plan.embedding)
+            self._model = wanted, model
+        yield _Field(self, case, shape, self._model[1])
+
+    def plan(self, case: OffloadCase, shape: ModelShape, way: str) -> tuple[OffloadPlan, float | None]:
+        """Return the plan for a way, and the seconds a token that it foretells."""
+        return plan_way(
+            shape, self._hardware, context=case.context + CAPACITY, batch=case.batch, place=WAYS[way],
+            threads=self._threads, dtype=_DTYPE,
+        )  # fmt: skip
 
     def long(
         self, threads: int | None, say: Callable[[str], None], progress: Callable[[int, int], None]
@@ -221,10 +234,7 @@ class _Field:
                     "GPU's memory are free"
                 )
         try:
-            plan, predicted = plan_way(
-                self._shape, machine._hardware, context=case.context + CAPACITY, batch=case.batch,
-                place=WAYS[way], threads=machine._threads, dtype=_DTYPE,
-            )  # fmt: skip
+            plan, predicted = machine.plan(case, self._shape, way)
         except DoesNotFit as problem:
             raise LeftOutError(str(problem)) from problem
         assert machine._arena is not None

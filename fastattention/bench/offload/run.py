@@ -127,7 +127,9 @@ def _measure(
         _say(case.name)
         try:
             outcome.rows.append(measure_case(case, machine, budget, with_peer, _say))
-        except (LeftOutError, MemoryError) as problem:
+        except LeftOutError as problem:
+            outcome.left_out[case.name] = str(problem)
+        except MemoryError as problem:
             outcome.left_out[case.name] = f"out of memory: {one_line(problem)}"
     _survey(machine, outcome)
     outcome.environment = machine.environment()

@@ -26,11 +26,13 @@ from .cache import KVCache
 from .config import get_gpu_atom, get_isa, num_threads, set_gpu_atom, set_isa, show_config
 from .explain import Explanation, GpuExplanation, explain
 from .merge import merge
+from .offload.plan import OffloadPlan, plan_offload
 
 __all__ = [
     "Explanation",
     "GpuExplanation",
     "KVCache",
+    "OffloadPlan",
     "attention",
     "attention_varlen",
     "cpu_kernels",
@@ -39,6 +41,7 @@ __all__ = [
     "get_isa",
     "merge",
     "num_threads",
+    "plan_offload",
     "reference",
     "set_gpu_atom",
     "set_isa",

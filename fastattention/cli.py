@@ -22,6 +22,8 @@ examples:
   fastattention config                      what this installation runs on: instruction set, threads, compiler
   fastattention bench --quick               how fast it is here, and how near to what the machine can do
   fastattention generate "Once upon a time"  a small language model, on these kernels
+  fastattention plan --model llama-3-8b --gpu v100-16gb --context 256k
+                                            where a KV cache is to lie that the GPU cannot hold
 """
 
 
@@ -61,6 +63,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_arguments(command)
     command.set_defaults(main=generate.main, in_turns_with_blas=True)
+
+    from .offload import command as plan
+
+    command = commands.add_parser(
+        "plan",
+        help="plan where a KV cache lies when it outgrows the GPU",
+        description="Plan where a model's KV cache lies when it outgrows the GPU, and what a token then "
+        "takes. Needs no GPU.",
+    )
+    plan.add_arguments(command)
+    command.set_defaults(main=plan.main)
 
     command = commands.add_parser(
         "config",

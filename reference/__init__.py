@@ -23,6 +23,10 @@ sitting; this order works well:
     Keys and values as 8-bit integers with a scale a token, and how far that is off.
 `paged`
     Keys and values in pages that a block table finds: the layout, and attention page by page.
+`offload`
+    Where a cache lies when it outgrows the GPU, and what that moves: arithmetic.
+`offload_time`
+    How long a token and a prompt then take: classical, cooperative, split, in two halves.
 `worked_example`
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
@@ -40,6 +44,8 @@ from __future__ import annotations
 
 from . import (
     decode,
+    offload,
+    offload_time,
     online_softmax,
     packed,
     paged,
@@ -64,6 +70,8 @@ __all__ = [
     "classify",
     "decode",
     "intervals",
+    "offload",
+    "offload_time",
     "online_softmax",
     "packed",
     "paged",

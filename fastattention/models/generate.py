@@ -17,10 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import on_device
 from .errors import ModelError, require
 
 if TYPE_CHECKING:
     from .llama import Session
+    from .offloaded import OffloadedSession
     from .sampling import Sampler
     from .tokenizer import Tokenizer
 
@@ -43,6 +45,7 @@ examples:
   fastattention generate "Why is the sky blue?"
   fastattention generate --raw "The capital of France is" --max-tokens 16
   fastattention generate --prompt-file article.txt --cache-dtype float32
+  fastattention generate "Why is the sky blue?" --device cuda --gpu-layers 10
   git log -5 | fastattention generate --prompt-file - --temperature 0.7 --seed 1
 
 exit codes: 0 done, 2 bad input (nothing was generated), 130 interrupted"""
@@ -50,7 +53,11 @@ exit codes: 0 done, 2 bad input (nothing was generated), 130 interrupted"""
 
 @dataclass(slots=True)
 class Statistics:
-    """What one run took. Times in seconds; `stop` is "end", "max-tokens", "context" or "interrupted"."""
+    """What one run took.
+
+    Times in seconds; `stop` is "end", "max-tokens", "context" or "interrupted". `attention` is whose
+    seconds attention's are: on a device only the CPU's part is timed.
+    """
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -61,21 +68,22 @@ class Statistics:
     decode_seconds: float = 0.0
     decode_attention_seconds: float = 0.0
     stop: str = ""
+    attention: str = "attention"
 
     def line(self) -> str:
         """Return the run in one line for a person."""
         parts = []
         if self.prefill_seconds > 0:
-            share = 100 * self.prefill_attention_seconds / self.prefill_seconds
+            share = f"{100 * self.prefill_attention_seconds / self.prefill_seconds:.0f} %"
             rate = self.prompt_tokens / self.prefill_seconds
             parts.append(
-                f"prefill {self.prompt_tokens} tokens, {rate:.1f} tokens/s (attention {share:.0f} %)"
+                f"prefill {self.prompt_tokens} tokens, {rate:.1f} tokens/s ({self.attention} {share})"
             )
         if self.decode_steps > 0:
-            share = 100 * self.decode_attention_seconds / self.decode_seconds
+            share = f"{100 * self.decode_attention_seconds / self.decode_seconds:.0f} %"
             pace = 1e3 * self.decode_seconds / self.decode_steps
             parts.append(
-                f"decode {self.generated_tokens} tokens, {pace:.1f} ms a token (attention {share:.0f} %)"
+                f"decode {self.generated_tokens} tokens, {pace:.1f} ms a token ({self.attention} {share})"
             )
         parts.append(f"stopped: {self.stop}")
         return "; ".join(parts)
@@ -122,7 +130,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache-dtype",
         choices=("float32", "float16", "bfloat16", "int8"),
-        default="float16",
         help="what the KV cache stores; float32 doubles its memory and its traffic, int8 nearly halves them "
         "(default: float16)",
     )
@@ -153,6 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="how to report the speed on standard error (default: text)",
     )
+    on_device.add_arguments(parser)
 
 
 def _at_least(lowest: int, text: str) -> int:
@@ -174,7 +182,7 @@ def _seed(text: str) -> int:
 
 
 def generate(
-    session: Session,
+    session: Session | OffloadedSession,
     prompt: list[int],
     sampler: Sampler,
     *,
@@ -187,8 +195,8 @@ def generate(
 
     Parameters
     ----------
-    session : Session
-        Fresh, or already holding what comes before the prompt.
+    session : Session or OffloadedSession
+        Of one sequence. Fresh, or already holding what comes before the prompt.
     prompt : list of int
         At least one token; it must fit what is left of the context.
     sampler : Sampler
@@ -286,12 +294,13 @@ def _run(args: argparse.Namespace) -> int:
     tokens = _tokens(args, tokenizer, prompt)
     trained = file.scalar("llama.context_length", int, 0)
     context = args.context or trained
+    there = on_device.OnDevice(args, file, context) if on_device.wanted(args) else None
+    if there is not None:
+        context = there.plan.context
     if len(tokens) > context:
-        limit = (
-            f"--context allows {context}"
-            if args.context
-            else f"the model's context is {context} (see --context)"
-        )
+        limit = f"the model's context is {context} (see --context)"
+        if args.context or args.plan:
+            limit = f"{'--context' if args.context else '--plan'} allows {context}"
         raise ModelError(f"the prompt is {len(tokens)} tokens long; {limit}")
     if context > trained > 0:
         _warn(f"a context of {context} tokens is beyond the {trained} the model was trained on")
@@ -300,17 +309,25 @@ def _run(args: argparse.Namespace) -> int:
         _warn(f"the model's vocabulary has no token for {missing!a}: left out of the prompt")
 
     model = Llama.from_file(file)
-    session = Session(
-        model, context=context, backend=args.backend, num_threads=args.threads, cache_dtype=args.cache_dtype
-    )
+    session: Session | OffloadedSession
+    stack = contextlib.ExitStack()
+    if there is None:
+        dtype = args.cache_dtype or "float16"
+        session = Session(
+            model, context=context, backend=args.backend, num_threads=args.threads, cache_dtype=dtype
+        )
+    else:
+        session = stack.enter_context(there.session(model))
+        statistics.attention = "CPU attention"
+        del model  # the device has its own
     statistics.load_seconds = time.perf_counter() - started
-    with require("threadpoolctl").threadpool_limits(args.threads, user_api="blas"):
+    with stack, require("threadpoolctl").threadpool_limits(args.threads, user_api="blas"):
         return _stream(args, session, tokenizer, sampler, tokens, statistics)
 
 
 def _stream(
     args: argparse.Namespace,
-    session: Session,
+    session: Session | OffloadedSession,
     tokenizer: Tokenizer,
     sampler: Sampler,
     tokens: list[int],

@@ -172,6 +172,16 @@ class CooperativeCache:
             threads=plan.threads, device=device,
         )  # fmt: skip
 
+    @property
+    def capacity(self) -> int:
+        """Most tokens of a sequence."""
+        return self._sizes.capacity
+
+    @property
+    def chunk(self) -> int:
+        """Most tokens of a prompt in one step."""
+        return self._chunk
+
     def _allocate(self, placement: Sequence[str], slots: int, threads: int | None) -> None:
         sizes, device = self._sizes, self._device
         ways = set(placement)

@@ -29,7 +29,7 @@ requirements = $$($(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(ope
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-gpu sanitize-gpu bench bench-gpu profile-gpu sass lint format docs docs-serve wheel clean distclean
+.PHONY: help dev test test-gpu sanitize-gpu bench bench-gpu bench-offload profile-gpu sass lint format docs docs-serve wheel clean distclean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measu
 
 bench-gpu: $(VENV)/.installed-bench $(VENV)/.installed-gpu ## measure this GPU and the kernels, beside PyTorch where .venv has it (ARGS=--quick)
 	$(BIN)/python -m fastattention bench --gpu $(ARGS)
+
+bench-offload: $(VENV)/.installed-bench $(VENV)/.installed-gpu ## measure a KV cache in host memory, CPU and GPU together (ARGS=--quick, --long)
+	$(BIN)/python -m fastattention bench --offload $(ARGS)
 
 profile-gpu: $(VENV)/.installed-bench $(VENV)/.installed-gpu ## ask NVIDIA's profiler (ncu, of the CUDA toolkit) what binds the CUDA kernels
 	$(BIN)/python -m fastattention.bench.gpu.profile $(ARGS)

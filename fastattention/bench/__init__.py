@@ -9,7 +9,7 @@ arrays, `calls` how we are called, `limits` what a row is judged by, `measure` h
 `rounds` in what order everybody is timed, `peers` how other libraries join, `memory` what a call needs beside
 its arrays, `targets` what the kernels are meant to reach. `ladder` and
 `perplexity` are benchmarks of their own: of kernels to learn from, of what a rounded cache costs a model. The
-room `gpu` has that of the CUDA kernels.
+room `gpu` has that of the CUDA kernels, `offload` that of a cache in host memory.
 """
 
 from __future__ import annotations
@@ -50,10 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead, measure the GPU, its kernels and PyTorch's (needs CuPy; no --threads, no --isa)",
     )
     other.add_argument(
+        "--offload",
+        action="store_true",
+        help="instead, measure a KV cache in host memory: CPU and GPU together against classical offloading "
+        "(needs CuPy)",
+    )
+    other.add_argument(
         "--plot",
         type=Path,
         metavar="RESULTS",
-        help="instead, draw the figures of a results file that is there, of a CPU or a GPU",
+        help="instead, draw the figures of a results file that is there",
     )
     other.add_argument(
         "--ladder",
@@ -64,6 +70,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--perplexity",
         action="store_true",
         help="instead, measure what rounding the KV cache costs a language model (needs the extra models)",
+    )
+    parser.add_argument(
+        "--long",
+        action="store_true",
+        help="with --offload: instead of the rows, a prompt of 256K tokens on a GPU held to 32 GiB",
+    )
+    parser.add_argument(
+        "--host-memory",
+        type=_positive_size,
+        metavar="GIB",
+        help="with --offload: host memory that caches may take (default: what is free, less a reserve)",
     )
     parser.add_argument("--list", action="store_true", help="list the names of the rows, and stop")
     parser.add_argument(
@@ -79,7 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json",
         type=Path,
         metavar="PATH",
-        help="where to write the results (default: results/bench-<cpu or gpu>-<date>.json, or ladder-...)",
+        help="where to write the results (default: results/bench-<cpu or gpu>-<date>.json, or ladder-..., "
+        "offload-...)",
     )
     parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
 
@@ -91,6 +109,16 @@ def _positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number of threads, 1 or more, got {text!r}")
+    return number
+
+
+def _positive_size(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}")
     return number
 
 
@@ -106,11 +134,19 @@ def _peer_names(text: str) -> tuple[str, ...]:
 
 def main(args: argparse.Namespace) -> int:
     """Run the benchmark; return 0, or 1 when an output was wrong, or 2 when it could not run."""
+    for name in ("long", "host_memory"):
+        if getattr(args, name) and not args.offload:
+            print(
+                f"fastattention bench: --{name.replace('_', '-')} goes with --offload only", file=sys.stderr
+            )
+            return 2
     try:
         if args.plot is not None:
             from .plot_file import run
         elif args.gpu:
             from .gpu.run import run
+        elif args.offload:
+            from .offload.run import run
         elif args.perplexity:
             from .perplexity import run
         elif args.ladder:

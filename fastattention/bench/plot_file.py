@@ -9,6 +9,8 @@ from pathlib import Path
 from . import plots, results
 from .gpu import plots as gpu_plots
 from .gpu import results as gpu_results
+from .offload import plots as offload_plots
+from .offload import results as offload_results
 
 __all__ = ["draw", "run"]
 
@@ -26,6 +28,8 @@ def draw(path: Path) -> list[Path]:
     content = results.read(path)
     if content.get("schema") == gpu_results.SCHEMA:
         return gpu_plots.draw(gpu_results.from_json(content), path)
+    if content.get("schema") == offload_results.SCHEMA:
+        return offload_plots.draw(offload_results.from_json(content), path)
     outcome = results.from_json(content)
     return plots.draw(outcome, path) if outcome.rows else []
 

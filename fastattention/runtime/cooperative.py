@@ -24,7 +24,8 @@ from ..cache import KVCache
 from ..cache_rows import storage_dtype
 from ..config import num_threads
 from .device import Device
-from .layers import Exchange, HostArrays, HostLayer, Sizes
+from .host_memory import available_bytes
+from .layers import Exchange, Holdings, HostLayer, Sizes
 from .rows import rows_of
 from .staging import Piece, Ring
 
@@ -124,7 +125,8 @@ class CooperativeCache:
         self.length = 0
         self._count = 0  # tokens of the step that is under way
         self._next = 0  # how many times `attend` was called in it
-        self._streams = [device.stream() for _ in self.parts]
+        self._held = Holdings(device)
+        self._streams = [self._held.stream() for _ in self.parts]
         self._current = self._streams[0]
         self._failed = np.zeros(1, np.int32)
         self._numbers: dict[str, float] = dict.fromkeys(
@@ -134,7 +136,6 @@ class CooperativeCache:
         self._exchanges: list[Exchange] = []
         self._ring: Ring | None = None
         self._chunks: list[KVCache] = []
-        self._memory = HostArrays(device)
         self._closed = False
         try:
             with device.use(self._streams[0]):
@@ -160,11 +161,12 @@ class CooperativeCache:
         Raises
         ------
         ValueError
-            The plan is for a machine with more memory than this one.
+            The plan is for a machine with more memory than this one has left. Nothing was taken.
         MemoryError
             As the class.
         """
         model = plan.model
+        _check_room(plan, device)
         return cls(
             plan.placement, plan.batch, model.heads, model.kv_heads, model.head_dim, dtype=plan.kv_dtype,
             capacity=plan.context, compute_dtype=compute_dtype or plan.weight_dtype, share=plan.share,
@@ -190,21 +192,21 @@ class CooperativeCache:
                 caches = [sizes.cache(device, sizes.capacity, rows.stop - rows.start) for rows in self.parts]
                 self._layers.append(caches)
             else:
-                self._layers.append(HostLayer(self._memory, sizes, way))
+                self._layers.append(HostLayer(self._held, sizes, way))
         if ways == {"gpu"}:
             return
         if threads is None:
             threads = max(1, num_threads() - (1 if ways & {"split", "upload"} else 0))
-        self._exchanges = [
-            Exchange(device, self._memory, sizes, rows, "split" in ways) for rows in self.parts
-        ]
+        self._exchanges = [Exchange(device, self._held, sizes, rows, "split" in ways) for rows in self.parts]
         for layer in self._layers:
             if isinstance(layer, HostLayer):
                 layer.prepare(sizes, self.parts, self._exchanges, threads, self._failed)
         # A place holds one token more than a piece: the new one.
-        self._ring = Ring(device, [sizes.cache(device, self._slot_tokens + 1) for _ in range(slots)])
+        self._ring = Ring(
+            device, self._held.stream(), [sizes.cache(device, self._slot_tokens + 1) for _ in range(slots)]
+        )
         self._chunks = [sizes.cache(device, self._chunk) for _ in range(2)]
-        self._down = device.stream()
+        self._down = self._held.stream()
         self._written: list[Any] = [None, None]  # since when a chunk's rows are in host memory
         shape = sizes.batch, self._chunk, sizes.q_heads, sizes.head_dim
         self._part = device.xp.empty(shape, sizes.compute_dtype)
@@ -218,7 +220,7 @@ class CooperativeCache:
             return
         self._closed = True
         self._device.wait()
-        self._memory.close()
+        self._held.close()
         self._layers, self._exchanges, self._chunks, self._ring = [], [], [], None
         self._part = self._sum = self._sum_lse = None
 
@@ -535,6 +537,23 @@ class CooperativeCache:
 
 
 _RANDOM_TOKENS = 4096
+
+
+def _check_room(plan: OffloadPlan, device: Device) -> None:
+    """Refuse a plan for another machine: before anything is taken, the weights being there already."""
+    free, total = device.memory()
+    needed = sum(size for name, size in plan.gpu_use.items() if name != "weights")
+    made_for = f"plan: it was made for {plan.hardware.name} ({plan.hardware.gpu_memory / 1e9:.1f} GB)"
+    if needed > free:
+        raise ValueError(
+            f"{made_for}, and takes {needed / 1e9:.2f} GB beside the weights; {device.name} has "
+            f"{free / 1e9:.2f} of {total / 1e9:.1f} GB free"
+        )
+    caches, left = plan.host_use.get("caches", 0), available_bytes()
+    if caches > left:
+        raise ValueError(
+            f"{made_for}, and takes {caches / 1e9:.2f} GB of host memory; {left / 1e9:.2f} GB are available"
+        )
 
 
 def _check(

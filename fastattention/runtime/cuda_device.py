@@ -60,6 +60,10 @@ class CudaDevice:
             self._streams.append(self.xp.cuda.Stream(non_blocking=True))
         return self._streams[-1]
 
+    def release(self, stream: Any) -> None:
+        """Forget a stream."""
+        self._streams.remove(stream)
+
     @contextmanager
     def use(self, stream: Any) -> Iterator[None]:
         """Let CuPy's operations go to a stream."""

@@ -50,6 +50,9 @@ class Device(Protocol):
     def stream(self) -> Any:
         """Return a new stream: what is queued there happens in order, and beside other streams."""
 
+    def release(self, stream: Any) -> None:
+        """Forget a stream on which nothing is queued any more: `wait` waits for the others."""
+
     def use(self, stream: Any) -> AbstractContextManager[None]:
         """Let array operations, and kernels, go to a stream."""
 

@@ -15,7 +15,7 @@ from ..config import get_isa
 from .device import Device
 from .rows import plane_shapes
 
-__all__ = ["Exchange", "HostArrays", "HostLayer", "Sizes"]
+__all__ = ["Exchange", "Holdings", "HostLayer", "Sizes"]
 
 Array = NDArray[Any]
 
@@ -67,22 +67,30 @@ class Sizes:
         return by_head[:, : self.q_heads], by_head[:, self.q_heads : last], by_head[:, last:]
 
 
-class HostArrays:
-    """Arrays in a device's host memory, given back together."""
+class Holdings:
+    """What is taken of a device besides its memory, host memory and streams, to be given back together."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._held: list[Array] = []
+        self._arrays: list[Array] = []
+        self._streams: list[Any] = []
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return zeros: `Device.host_array`."""
-        self._held.append(self._device.host_array(shape, np.dtype(dtype)))
-        return self._held[-1]
+        """Return zeros in host memory: `Device.host_array`."""
+        self._arrays.append(self._device.host_array(shape, np.dtype(dtype)))
+        return self._arrays[-1]
+
+    def stream(self) -> Any:
+        """Return a new stream."""
+        self._streams.append(self._device.stream())
+        return self._streams[-1]
 
     def close(self) -> None:
-        """Give all of them back."""
-        while self._held:
-            self._device.free_host(self._held.pop())
+        """Give all of it back; nothing may be queued on the streams."""
+        while self._arrays:
+            self._device.free_host(self._arrays.pop())
+        while self._streams:
+            self._device.release(self._streams.pop())
 
 
 class Exchange:
@@ -94,7 +102,7 @@ class Exchange:
     Parameters
     ----------
     device : Device
-    memory : HostArrays
+    held : Holdings
     sizes : Sizes
     rows : slice
         Of the batch.
@@ -102,14 +110,14 @@ class Exchange:
         Whether there are layers that the GPU attends to as well.
     """
 
-    def __init__(self, device: Device, memory: HostArrays, sizes: Sizes, rows: slice, partial: bool) -> None:
+    def __init__(self, device: Device, held: Holdings, sizes: Sizes, rows: slice, partial: bool) -> None:
         batch, heads = rows.stop - rows.start, sizes.q_heads + 2 * sizes.kv_heads
-        self.stream = device.stream()
+        self.stream = held.stream()
         shape = batch, 1, sizes.q_heads, sizes.head_dim
         out_bytes = int(np.prod(shape)) * sizes.compute_dtype.itemsize
         lse_at = -(-out_bytes // 16) * 16
-        self.qkv = memory.array((batch, 1, heads, sizes.head_dim), sizes.compute_dtype)
-        self.packed = memory.array((1, 1, lse_at + batch * sizes.q_heads * 4), np.uint8)
+        self.qkv = held.array((batch, 1, heads, sizes.head_dim), sizes.compute_dtype)
+        self.packed = held.array((1, 1, lse_at + batch * sizes.q_heads * 4), np.uint8)
         self.packed_there = device.xp.empty(self.packed.shape, np.uint8) if partial else None
 
         def views(packed: Any) -> tuple[Any, Any]:
@@ -126,15 +134,15 @@ class HostLayer:
 
     Parameters
     ----------
-    memory : HostArrays
+    held : Holdings
     sizes : Sizes
     way : {"host", "split", "upload"}
         Who attends to it when tokens are decoded.
     """
 
-    def __init__(self, memory: HostArrays, sizes: Sizes, way: str) -> None:
+    def __init__(self, held: Holdings, sizes: Sizes, way: str) -> None:
         self.way = way
-        self.planes = tuple(memory.array(*plane) for plane in sizes.planes(sizes.capacity))
+        self.planes = tuple(held.array(*plane) for plane in sizes.planes(sizes.capacity))
         self.steps: list[cpu_kernels.HostStep] = []
 
     def prepare(

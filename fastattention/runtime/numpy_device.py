@@ -68,6 +68,11 @@ class NumpyDevice:
         self._streams.append(_Stream(chance))
         return self._streams[-1]
 
+    def release(self, stream: Any) -> None:
+        """Forget a stream."""
+        assert not stream.queue
+        self._streams.remove(stream)
+
     def _queue(self, stream: _Stream, operation: Callable[[], None]) -> None:
         stream.queue.append(operation)
         if self._order == "early" or stream in self._used:

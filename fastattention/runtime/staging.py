@@ -33,6 +33,8 @@ class Ring:
     Parameters
     ----------
     device : Device
+    stream : stream
+        For uploads.
     places : sequence of KVCache
         On the device, each with room for the longest piece.
 
@@ -42,10 +44,10 @@ class Ring:
         Sent up so far.
     """
 
-    def __init__(self, device: Device, places: Sequence[KVCache]) -> None:
+    def __init__(self, device: Device, stream: Any, places: Sequence[KVCache]) -> None:
         self._device = device
         self._places = tuple(places)
-        self._stream = device.stream()
+        self._stream = stream
         self._pieces: deque[Piece] = deque()
         self._sent: deque[tuple[KVCache, Any]] = deque()  # places with a piece, and when it has arrived
         self._free: deque[tuple[KVCache, Any]] = deque((place, None) for place in self._places)

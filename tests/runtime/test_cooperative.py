@@ -12,11 +12,15 @@ import pytest
 from fastattention.reference import quantize, standard
 
 from fastattention import gpu
+from fastattention.offload import ModelShape, hardware, plan_offload
+from fastattention.runtime import cooperative
 from fastattention.runtime.cooperative import WAYS, CooperativeCache
 from fastattention.runtime.device import open_device
 from fastattention.runtime.numpy_device import NumpyDevice
 
 Q_HEADS, KV_HEADS, DIM = 4, 2, 40
+SMALL = ModelShape("small", 3, 64, 96, Q_HEADS, KV_HEADS, DIM, 100)
+MACHINE = hardware("v100-16gb")
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
 
@@ -311,6 +315,7 @@ def test_host_memory_is_given_back():
     cache.close()
     cache.close()
     assert device.host_bytes == 0
+    assert not device._streams
 
     class Full(NumpyDevice):
         left = 5
@@ -327,6 +332,7 @@ def test_host_memory_is_given_back():
         with pytest.raises(MemoryError, match="no room"):
             make(device, ("host", "split", "gpu"))
         assert device.host_bytes == 0
+        assert not device._streams
 
 
 @pytest.mark.parametrize(
@@ -372,3 +378,30 @@ def test_what_moved_is_counted():
     assert numbers["down_bytes"] == 2 * (out + 2 * row) + 2 * row
     assert 0 < numbers["cpu_seconds"] < numbers["seconds"]
     cache.close()
+
+
+def test_a_plan_becomes_a_cache():
+    plan = plan_offload(
+        SMALL, MACHINE, context=60, batch=2, way="split", gpu_layers=1, share=0.5, chunk=7, slot_tokens=9,
+    )  # fmt: skip
+    cache = CooperativeCache.from_plan(plan, NumpyDevice("late"))
+    assert plan.placement == ("split", "gpu", "split") or plan.placement == ("gpu", "split", "split")
+    cache.fill_random(50)
+    device = cache._device
+    shape = 3, 2, 1, Q_HEADS + 2 * KV_HEADS, DIM
+    got = take(cache, device, np.random.default_rng(0).standard_normal(shape).astype(np.float16))
+    assert np.isfinite(got).all()
+    cache.close()
+
+
+def test_a_plan_for_another_machine_is_refused(monkeypatch):
+    """Before anything is taken."""
+    plan = plan_offload(SMALL, MACHINE, context=10**6, gpu_layers=1)
+    device = NumpyDevice(bytes_free=10**6)
+    with pytest.raises(ValueError, match=r"plan: it was made for v100-16gb \(17.2 GB\), and takes .* beside"):
+        CooperativeCache.from_plan(plan, device)
+    monkeypatch.setattr(cooperative, "available_bytes", lambda: 10**6)
+    with pytest.raises(ValueError, match=r"takes .* GB of host memory; 0.00 GB are available"):
+        CooperativeCache.from_plan(plan, NumpyDevice())
+    assert device.host_bytes == 0
+    assert not device._streams

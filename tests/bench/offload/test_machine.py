@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastattention.models.offloaded import OffloadedSession
-from fastattention.offload.hardware import Hardware, hardware
-from fastattention.offload.shapes import ModelShape, model_shape
 
 from fastattention.bench.offload import hugging_face, machine, measure
 from fastattention.bench.offload.cases import WAYS, OffloadCase
 from fastattention.bench.offload.limits import Sizes
 from fastattention.bench.offload.long_run import run_long
 from fastattention.bench.offload.machine import CAPACITY, OffloadMachine
+from fastattention.models.offloaded import OffloadedSession
+from fastattention.offload.hardware import Hardware, hardware
+from fastattention.offload.shapes import ModelShape, model_shape
 from fastattention.runtime.cooperative import CooperativeCache
 from fastattention.runtime.numpy_device import NumpyDevice
 

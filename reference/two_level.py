@@ -2,10 +2,11 @@
 
 On an NPU with decoupled units (Ascend) matrices are multiplied by one core, the Cube, and exponentials taken
 by others, the Vector cores, and what one makes the other gets through memory, with a flag. With one size of
-block for everything ("unified" tiling), the small buffers of the Cube set it, and flags are waited for all the
-time. FastAttention (arXiv 2410.16663, from its abstract) has two: a **level-1 block**, of `block_q` queries and
-`block_k` keys, is what the units hand each other; **level-2 tiles**, of `tile_q` x `tile_k`, are what the Cube's
-buffers hold, and pieces of `vector_rows` rows what the Vector's buffer holds. For each level-1 block
+block for everything ("unified" tiling), the small buffers of the Cube set it, and flags are waited for all
+the time. FastAttention (arXiv 2410.16663, from its abstract) has two: a **level-1 block**, of `block_q`
+queries and `block_k` keys, is what the units hand each other; **level-2 tiles**, of `tile_q` x `tile_k`, are
+what the Cube's buffers hold, and pieces of `vector_rows` rows what the Vector's buffer holds. For each
+level-1 block
 
 1. the Cube multiplies S = Q K^T, tile by tile, into the workspace, and says so (hand-over S);
 2. the Vector reads rows of S, masks, updates the maximum, writes P = exp(S - m) (hand-over P);
@@ -13,8 +14,9 @@ buffers hold, and pieces of `vector_rows` rows what the Vector's buffer holds. F
 4. the Vector rescales its own O and adds.
 
 On a GPU the same loop has other names: the level-1 block is a thread block's, in shared memory, the level-2
-tile a warp's, in registers; S, P and O stay in the registers that made them, so nothing moves between "units",
-and the hand-overs are the two barriers after K and V are stored. `Form` holds the names, `run` is one function.
+tile a warp's, in registers; S, P and O stay in the registers that made them, so nothing moves between
+"units", and the hand-overs are the two barriers after K and V are stored. `Form` holds the names, `run` is
+one function.
 
 Tiles without a visible pair are skipped at both levels. A tile on an edge gets its mask as a window of one
 small triangle, the M-mask of `tiling_mask`, of tile_q + tile_k cells a side. What exactly moves between which
@@ -27,6 +29,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +135,7 @@ class Counts:
 
     def move(self, name: str, n: int, *path: str) -> None:
         """Count n elements of a tensor going from buffer to buffer."""
-        for a, b in zip(path, path[1:], strict=False):
+        for a, b in pairwise(path):
             if a != b and n:
                 self.moved[name, a, b] += n
 
@@ -245,7 +248,9 @@ def run(
                 if not at_work:  # Q stays at level 1 while all keys pass by
                     counts.move("Q", heads * (rows.stop - rows.start) * D, form.memory, form.level1)
                 at_work = True
-                S = work.scores(Q, triangle)  # the Cube; the masks are the Vector's, one float64 score does both
+                S = work.scores(
+                    Q, triangle
+                )  # the Cube; the masks are the Vector's, one float64 score does both
                 m, P = work.softmax(state.m, S)  # the Vector
                 O = work.product(P, S)  # the Cube
                 state = work.rescale(state, m, P, O)  # the Vector
@@ -287,6 +292,11 @@ class _Block:
             if seen:
                 yield rows, seen
 
+    def seen(self) -> int:
+        """Return the keys in tiles that some row of tiles reads: the others do not even reach level 1."""
+        tiles = _cut(self.cols.start, self.cols.stop, self.blocks.tile_k)
+        return sum(c.stop - c.start for c in tiles if self.kind(self.rows, c) is not Tile.EMPTY)
+
     def within(self, rows: slice, cols: slice | None = None) -> tuple[slice, ...]:
         """Return the index of rows (and keys) of the problem in an array of this block."""
         index: tuple[slice, ...] = (slice(rows.start - self.rows.start, rows.stop - self.rows.start),)
@@ -299,7 +309,7 @@ class _Block:
         x, form, move = self.x, self.form, self.counts.move
         D = Q.shape[-1]
         S = np.full((*Q.shape[:-1], self.cols.stop - self.cols.start), -np.inf)
-        move("K", self.heads * (self.cols.stop - self.cols.start) * D, form.memory, form.level1)
+        move("K", self.heads * self.seen() * D, form.memory, form.level1)
         self.counts.wait(form, "K", self.heads)
         for rows, tiles in self.tiles():
             tile_rows = rows.stop - rows.start
@@ -323,7 +333,7 @@ class _Block:
         return S
 
     def b_masks(self, rows: slice, cols: slice, triangle: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return the mask of a tile, (rows, keys), from one window of the M-mask for each edge of the band."""
+        """Return the mask of a tile, (rows, keys), a window of the M-mask for each edge of the band."""
         left, right = band(self.causal, self.window)
         shape = rows.stop - rows.start, cols.stop - cols.start
         delta = self.offset + rows.start - cols.start
@@ -347,7 +357,9 @@ class _Block:
                 self.counts.move("S", size, form.workspace, form.vector)
                 index = self.within(piece)
                 m[..., *index] = np.maximum(m_old[..., *index], S[..., *index, :].max(axis=-1))
-                safe = np.where(np.isneginf(m[..., *index]), 0.0, m[..., *index])  # a row that sees nothing yet
+                safe = np.where(
+                    np.isneginf(m[..., *index]), 0.0, m[..., *index]
+                )  # a row that sees nothing yet
                 P[..., *index, :] = np.exp(S[..., *index, :] - safe[..., None])
                 self.counts.move("P", size, form.vector, form.workspace)
         self.counts.wait(form, "P", self.heads)
@@ -358,9 +370,11 @@ class _Block:
         form, move = self.form, self.counts.move
         Dv = self.x.v.shape[3]
         O = np.zeros((*P.shape[:-1], Dv))
-        move("V", self.heads * (self.cols.stop - self.cols.start) * Dv, form.memory, form.level1)
+        move("V", self.heads * self.seen() * Dv, form.memory, form.level1)
         self.counts.wait(form, "V", self.heads)
-        via = () if form.workspace == form.sums else (form.level1,)  # registers to registers goes by no memory
+        via = (
+            () if form.workspace == form.sums else (form.level1,)
+        )  # registers to registers goes by no memory
         for rows, tiles in self.tiles():
             tile_rows = rows.stop - rows.start
             for cols, _ in tiles:

@@ -1,4 +1,5 @@
-"""What two-level tiling moves and waits for, in closed form: the counts of `two_level.run` without running it.
+"""What two-level tiling moves and waits for, in closed form: the counts of `two_level.run` without running
+it.
 
 The visible keys of a row of tiles are one interval, as those of each query are and neighbours' overlap or
 touch. So the tiles that are not empty are neighbours, and their number and width follow from the interval's
@@ -109,7 +110,7 @@ def expected(
     seen = first <= last
     begin, end, first, last = (x[seen] for x in (begin, end, first, last))
     visits = last // keys.block - first // keys.block + 1
-    loaded = np.minimum((last // keys.block + 1) * keys.block, n) - first // keys.block * keys.block
+    loaded = keys.stop(keys.index(last)) - keys.start(keys.index(first))
     move("Q", (end - begin).sum() * D, form.memory, form.level1)
     move("K", loaded.sum() * D, form.memory, form.level1)
     move("V", loaded.sum() * Dv, form.memory, form.level1)
@@ -146,18 +147,14 @@ def expected(
     return counts
 
 
-def _any(
-    first_p: _Ints, last_p: _Ints, left: int | None, right: int | None, n: int
-) -> tuple[_Ints, _Ints]:
+def _any(first_p: _Ints, last_p: _Ints, left: int | None, right: int | None, n: int) -> tuple[_Ints, _Ints]:
     """Return the first and last key that any of these queries sees."""
     first = np.zeros_like(first_p) if left is None else np.maximum(first_p - left, 0)
     last = np.full_like(last_p, n - 1) if right is None else np.minimum(last_p + right, n - 1)
     return first, last
 
 
-def _all(
-    first_p: _Ints, last_p: _Ints, left: int | None, right: int | None, n: int
-) -> tuple[_Ints, _Ints]:
+def _all(first_p: _Ints, last_p: _Ints, left: int | None, right: int | None, n: int) -> tuple[_Ints, _Ints]:
     """Return the first and last key that all of these queries see."""
     first = np.zeros_like(first_p) if left is None else np.maximum(last_p - left, 0)
     last = np.full_like(last_p, n - 1) if right is None else np.minimum(first_p + right, n - 1)

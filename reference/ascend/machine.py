@@ -1,10 +1,9 @@
 """An NPU with decoupled Cube and Vector cores, as numbers: buffers, cores, rates, and where each comes from.
 
-No such card was at hand. Every figure says whether it is published, fitted to published run times, or assumed;
-``Machine.sources()`` lists them. Rates are of one core. "Platform file" is the configuration that Huawei's
-CANN runtime ships for this chip (``platform_config/Ascend910B2C.ini``), "published run times" are those of the
-flash attention in CANN's ``pto-isa`` on Ascend 910B2 (`MEASURED`).
-"""
+No such card was at hand. Every figure says whether it is published, fitted to published run times, or
+assumed; ``Machine.sources()`` lists them. Rates are of one core. "Platform file" is the configuration that
+Huawei's CANN runtime ships for this chip (``platform_config/Ascend910B2C.ini``), "published run times" are
+those of the flash attention in CANN's ``pto-isa`` on Ascend 910B2 (`MEASURED`)."""
 
 from __future__ import annotations
 
@@ -60,7 +59,9 @@ class Machine:
     l0c_read: int = _from(256, _PLATFORM)
     ub_write: int = _from(64, _PLATFORM)  # to L2 or memory
     vector_bytes: int = _from(256, _PLATFORM)  # 128 lanes of 16 bits
-    softmax_passes: float = _from(11.0, "fitted to published run times: cycles each further key costs one core")
+    softmax_passes: float = _from(
+        11.0, "fitted to published run times: cycles each further key costs one core"
+    )
     mask_passes: float = _from(2.0, _ASSUMED)
     rescale_passes: float = _from(3.0, _ASSUMED)
     copy_startup: int = _from(64, _ASSUMED)  # of a copy from or to L2 or memory
@@ -69,7 +70,8 @@ class Machine:
     vector_startup: int = _from(16, _ASSUMED)  # of each pass over a piece
     flag_local: int = _from(32, _ASSUMED)  # between units of one core
     flag_cross: int = _from(1000, _ASSUMED)  # between Cube and Vector cores, by way of L2
-    launch: int = _from(14000, "fitted to published run times: what is left at few keys")
+    launch: int = _from(2500, "fitted to published run times: what is left at 2048 keys and more")
+    dispatch: int = _from(9000, _ASSUMED)  # between two operators of eager code, beyond `launch`
 
     @property
     def peak_flops(self) -> float:

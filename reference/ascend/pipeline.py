@@ -1,25 +1,25 @@
 """A discrete-event model of units that work in order, wait for flags, and share buffers.
 
 A **unit** (copy engine, Cube, Vector) runs its tasks one at a time, in program order. A **flag** is set at a
-task's end, some cycles late, and waited for before another's start. A **ring** is a place for so many operands
-in a buffer: a task that takes a slot waits until the one that had it before is done. A ring of no slots is a
-counting flag: who sets it adds a slot, who takes it waits for the oldest. So a task starts at
+task's end, some cycles late, and waited for before another's start. A **ring** is a place for so many
+operands in a buffer: a task that takes a slot waits until the one that had it before is done. A ring of no
+slots is a counting flag: who sets it adds a slot, who takes it waits for the oldest. So a task starts at
 
     max(end of the unit's last task, its flags, its slots),
 
 and the events of a whole program follow from one walk through it, in program order. All times are integers.
 
 Attention repeats the same tasks thousands of times, and a state (when each unit, flag and slot is free) that
-comes back, but for a shift in time, brings the same future. `Engine.run` remembers what a piece of program did
-to a state, and jumps ahead by whole periods once a state recurs. This is exact, not an approximation: times
-before the moment when the first unit is free cannot matter, so they are all the same to a state.
-"""
+comes back, but for a shift in time, brings the same future. `Engine.run` remembers what a piece of program
+did to a state, and jumps ahead by whole periods once a state recurs. This is exact, not an approximation:
+times before the moment when the first unit is free cannot matter, so they are all the same to a state."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 
@@ -87,6 +87,14 @@ class Piece:
     """Tasks in program order; a piece is equal to itself only, so that it is quickly found again."""
 
     tasks: tuple[Task, ...]
+
+    @cached_property
+    def work(self) -> Counter[str]:
+        """Cycles of each unit."""
+        total: Counter[str] = Counter()
+        for task in self.tasks:
+            total[task.unit] += task.cycles
+        return total
 
 
 #: Pieces, and how many times each is run.
@@ -239,7 +247,9 @@ class Engine:
                 start = max(start, flags[flag])
             for ring in takes:
                 if not slots[ring]:
-                    raise RuntimeError(f"{name!r} waits for {list(self.rings)[ring]}, which only a later task frees")
+                    raise RuntimeError(
+                        f"{name!r} waits for {list(self.rings)[ring]}, which only a later task frees"
+                    )
                 start = max(start, slots[ring].pop(0))
             end = start + cycles
             for ring in frees:
@@ -276,6 +286,6 @@ def work(program: Program) -> Counter[str]:
     """
     total: Counter[str] = Counter()
     for piece, count in program:
-        for task in piece.tasks:
-            total[task.unit] += count * task.cycles
+        for unit, cycles in piece.work.items():
+            total[unit] += count * cycles
     return total

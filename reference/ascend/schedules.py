@@ -1,16 +1,17 @@
 """FlashAttention on the NPU of `machine` as programs for `pipeline`: one level of tiles, or two.
 
-A core's job is one block of queries of one head, from its first key to its last. It is one Cube core with two
-Vector cores, which take half the rows each and are alike, so one of them is modelled. The units of the Cube core
-are MTE2 (L2 to L1), MTE1 (L1 to L0A and L0B), Cube, and FIX (L0C to L2); those of a Vector core MTE2v (L2 to UB),
-Vector, and MTE3v (UB to L2). The steps of a level-1 block are those of `two_level`: QK on the Cube, softmax on the
-Vector, PV on the Cube, rescaling on the Vector, with a counting flag between them (S, P, O). With a `lookahead` of 1 or 2 the
-Cube multiplies Q K^T that many blocks ahead while the Vector works on softmax; with 0 they take turns.
+A core's job is one block of queries of one head, from its first key to its last. It is one Cube core with
+two Vector cores, which take half the rows each and are alike, so one of them is modelled. The units of the
+Cube core are MTE2 (L2 to L1), MTE1 (L1 to L0A and L0B), Cube, and FIX (L0C to L2); those of a Vector core
+MTE2v (L2 to UB), Vector, and MTE3v (UB to L2). The steps of a level-1 block are those of `two_level`: QK on
+the Cube, softmax on the Vector, PV on the Cube, rescaling on the Vector, with a counting flag between them
+(S, P, O). With a `lookahead` of 1 or 2 the Cube multiplies Q K^T that many blocks ahead while the Vector
+works on softmax; with 0 they take turns.
 
-Operands stream through rings of two slots or more, so that copies run ahead. Unified (one-level) tiling is this
-same program with `Blocks.unified`. Between its jobs a core comes to rest, which costs a filling of the pipeline
-each; cores share the jobs, longest first. All of this is our model of the machine, not Huawei's kernel.
-"""
+Operands stream through rings of two slots or more, so that copies run ahead. Unified (one-level) tiling is
+this same program with `Blocks.unified`. Between its jobs a core comes to rest, which costs a filling of the
+pipeline each; cores share the jobs, longest first. All of this is our model of the machine, not Huawei's
+kernel."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ class Fused:
     machine: Machine
     problem: Problem
     blocks: Blocks
-    lookahead: int = 1
+    lookahead: int = 2
 
     @cached_property
     def _cache(self) -> dict[tuple[Shape | None, Shape | None] | str | tuple[str, int], Piece]:
@@ -89,8 +90,8 @@ class Fused:
         """
         b, D, Dv = self.blocks, self.problem.head_dim, self.problem.v_dim
         stays = -(-b.block_k // b.tile_k) if b.block_q > b.tile_q else 0
-        half = -(-b.block_q // 2)
-        piece = min(b.vector_rows, -(-b.tile_q // 2)) * b.block_k
+        half = self._part(b.block_q)
+        piece = min(b.vector_rows, self._part(b.tile_q)) * b.block_k
         return {
             "L1 Q": Ring("L1", 1, b.block_q * D * 2),
             "L1 K": Ring("L1", stays + 2, b.tile_k * D * 2),
@@ -124,6 +125,18 @@ class Fused:
         fits = at_work * p.k_len * (p.head_dim + p.v_dim) * 2 <= m.l2
         return float(m.l2_read) if fits else min(m.hbm_share, m.l2_read)
 
+    def jobs(self) -> Iterator[tuple[Program, int]]:
+        """Yield the different jobs of one head, and how many there are of each."""
+        p, size = self.problem, self.blocks.block_q
+        if p.causal or p.window is not None:
+            yield from ((self.job(first), 1) for first in range(0, p.q_len, size))
+            return
+        whole, rest = divmod(p.q_len, size)
+        if whole:
+            yield self.job(0), whole
+        if rest:
+            yield self.job(whole * size), 1
+
     def job(self, first: int) -> Program:
         """Return the program of the block of queries that begins at `first`."""
         p, b = self.problem, self.blocks
@@ -142,13 +155,17 @@ class Fused:
         offset = p.k_len - p.q_len
         left, right = band(p.causal, p.window)
         p0, p1 = offset + rows.start, offset + rows.stop - 1
-        see = max(p0 - left, 0) if left is not None else 0, min(p1 + right, p.k_len - 1) if right is not None else p.k_len - 1
-        full = max(p1 - left, 0) if left is not None else 0, min(p0 + right, p.k_len - 1) if right is not None else p.k_len - 1
-        if see[0] > see[1]:
+        # The keys that any of these queries sees, and those that all of them see.
+        first_any, first_all = (0, 0) if left is None else (max(p0 - left, 0), max(p1 - left, 0))
+        end = p.k_len
+        past_any, past_all = (
+            (end, end) if right is None else (min(p1 + right + 1, end), min(p0 + right + 1, end))
+        )
+        if first_any >= past_any:
             return
-        j, last = see[0] // b.block_k, see[1] // b.block_k
+        j, last = first_any // b.block_k, (past_any - 1) // b.block_k
         while j <= last:
-            whole = (full[1] + 1) // b.block_k - j if j * b.block_k >= full[0] else 0  # all keys seen by all
+            whole = past_all // b.block_k - j if j * b.block_k >= first_all else 0  # no tile needs a mask
             count = max(whole, 1)
             cols = slice(j * b.block_k, min((j + 1) * b.block_k, p.k_len))
             yield self._shape(rows, cols), count
@@ -187,7 +204,7 @@ class Fused:
     def _piece(self, key: tuple[str, int]) -> Piece:
         if key not in self._cache:
             m, p, (what, rows) = self.machine, self.problem, key
-            half = -(-rows // 2)
+            half = self._part(rows)
             if what == "begin":
                 load = _copy(rows * p.head_dim * 2, m.l2_read, m.copy_startup)
                 tasks = [Task("MTE2", "load Q", load, sets=(("Q", m.flag_local),), takes=("L1 Q",))]
@@ -201,6 +218,10 @@ class Fused:
             self._cache[key] = Piece(tuple(tasks))
         return self._cache[key]
 
+    def _part(self, rows: int) -> int:
+        """Return the rows that the first Vector core takes of these, no core more."""
+        return -(-rows // self.machine.vectors_per_cube)
+
     def _pass(self, elements: int, passes: float) -> int:
         """Return the cycles of so many passes of a Vector core over float32 elements."""
         m = self.machine
@@ -210,9 +231,13 @@ class Fused:
         m = self.machine
         freed = (f"L1 {name}",) if done else ()
         cycles = _copy(width * dim * 2, self.kv_rate, m.copy_startup)
-        return Task("MTE2", f"load {name}", cycles, sets=((name, m.flag_local),), takes=(f"L1 {name}",), frees=freed)
+        return Task(
+            "MTE2", f"load {name}", cycles, sets=((name, m.flag_local),), takes=(f"L1 {name}",), frees=freed
+        )
 
-    def _product(self, name: str, rows: int, inner: int, columns: int, takes: bool, frees: tuple[str, ...], last: bool) -> Task:
+    def _product(
+        self, name: str, rows: int, inner: int, columns: int, takes: bool, frees: tuple[str, ...], last: bool
+    ) -> Task:
         m = self.machine
         cycles = -(-_up(rows) * _up(inner) * _up(columns) // m.cube_macs) + m.cube_startup
         sets = (("sums", m.flag_local),) if last else ()
@@ -252,9 +277,13 @@ class Fused:
     def _softmax(self, shape: Shape) -> list[Task]:
         m, tasks = self.machine, []
         pieces = [
-            (piece.stop - piece.start, sum(w for _, w, _ in tiles), sum(w for _, w, masked in tiles if masked))
+            (
+                piece.stop - piece.start,
+                sum(w for _, w, _ in tiles),
+                sum(w for _, w, masked in tiles if masked),
+            )
             for height, tiles in shape
-            for piece in _cut(0, -(-height // 2), self.blocks.vector_rows)
+            for piece in _cut(0, self._part(height), self.blocks.vector_rows)
         ]
         sides = sum(edge is not None for edge in band(self.problem.causal, self.problem.window))
         for i, (rows, keys, masked) in enumerate(pieces):
@@ -296,7 +325,7 @@ class Fused:
 
     def _rescale(self, shape: Shape) -> list[Task]:
         m, Dv, tasks = self.machine, self.problem.v_dim, []
-        rows = [c.stop - c.start for height, _ in shape for c in _cut(0, -(-height // 2), _OUTPUT_ROWS)]
+        rows = [c.stop - c.start for height, _ in shape for c in _cut(0, self._part(height), _OUTPUT_ROWS)]
         for i, n in enumerate(rows):
             load = _copy(n * Dv * 4, m.l2_read, m.copy_startup)
             takes = ("O", "UB O") if i == 0 else ("UB O",)

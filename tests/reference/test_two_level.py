@@ -93,12 +93,16 @@ def test_counts_in_closed_form(data, q_len, k_len, length, q_offset, causal, win
 def test_counts_add_up_over_the_batch(make):
     q, k, v = make(B=3, Hq=4, Hkv=2, Sq=20, Sk=30)
     got = run(q, k, v, causal=True, kv_lengths=[30, 30, 11], blocks=UNEVEN).counts
-    parts = [expected((20, 30, 3, 4), UNEVEN, heads=h, causal=True, kv_length=n) for h, n in ((8, 30), (4, 11))]
+    parts = [
+        expected((20, 30, 3, 4), UNEVEN, heads=h, causal=True, kv_length=n) for h, n in ((8, 30), (4, 11))
+    ]
     assert got.moved == parts[0].moved + parts[1].moved
     assert got.waits == parts[0].waits + parts[1].waits
 
 
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (20, 5)}, {"causal": True, "q_offset": 0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"causal": True}, {"window": (20, 5)}, {"causal": True, "q_offset": 0}]
+)
 def test_counts_against_the_tiles_of_one_level(options):
     """Elements of S, and hand-overs, from the counts of another module."""
     tiles = count_tiles(96, 128, block_q=8, block_k=16, **options)
@@ -135,7 +139,9 @@ def test_closed_form_of_256k_is_quick_and_right():
     assert counts.handovers == 3 * sum(-(-(i + 1) * 256 // 1024) for i in range(n // 256))
 
 
-@pytest.mark.parametrize("sizes", [(0, 4, 1, 1, 1), (4, 4, 5, 4, 1), (4, 4, 4, 5, 1), (4, 4, 2, 2, 3), (4, 4, 4, 4, 0)])
+@pytest.mark.parametrize(
+    "sizes", [(0, 4, 1, 1, 1), (4, 4, 5, 4, 1), (4, 4, 4, 5, 1), (4, 4, 2, 2, 3), (4, 4, 4, 4, 0)]
+)
 def test_sizes_that_do_not_nest_are_refused(sizes):
     with pytest.raises(ValueError, match="got Blocks"):
         Blocks(*sizes)

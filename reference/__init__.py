@@ -31,7 +31,7 @@ sitting; this order works well:
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
 `volta`, a package in this one to import by itself, has tensor cores lane by lane, shared memory bank by bank,
-and attention made of them. `ascend`, another, has a model of an NPU in time: what two-level tiling gains there.
+and attention made of them. `ascend`, another, models an NPU in time: what two-level tiling gains there.
 
 `attention` here is the oracle, `standard.attention`. `tiling.attention` and `decode.attention` take the same
 arguments and must give the same answer.

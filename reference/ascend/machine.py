@@ -13,8 +13,8 @@ from typing import Any
 _PLATFORM = "platform file"
 _ASSUMED = "assumed"
 
-#: Published run times in microseconds of one head, head size 128, not causal, on Ascend 910B2, by (Sq, Sk): the
-#: tables of the README of pto-isa and of its demos/torch_jit/flash_atten. 128 rows are one core's work.
+#: Published run times in microseconds of one head, head size 128, not causal, on Ascend 910B2, by (Sq, Sk):
+#: the tables of the README of pto-isa and of its demos/torch_jit/flash_atten. 128 rows are one core's work.
 MEASURED: dict[tuple[int, int], float] = {
     (128, 1024): 19.200, (128, 2048): 23.420, (128, 4096): 38.317, (128, 8192): 68.778,
     (1024, 8192): 76.855, (2048, 8192): 107.780, (4096, 4096): 88.902, (8192, 8192): 292.626,

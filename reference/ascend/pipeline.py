@@ -67,7 +67,7 @@ class Span(NamedTuple):
 
 
 class Holding(NamedTuple):
-    """A slot of a ring in time: from the start of the task that took it to the end of the one that freed it."""
+    """A slot of a ring in time: from the start of the task that took it to the end of who freed it."""
 
     ring: str
     start: int
@@ -220,7 +220,7 @@ class Engine:
         return (0,) * len(self._units), (0,) * len(self._flags), rings
 
     def _step(self, state: _State, piece: Piece, *, remember: bool) -> tuple[_State, int]:
-        """Return the state after a piece of program, with the time of its first free unit as 0, and that time."""
+        """Return the state after a piece, its first free unit's time being 0, and that time."""
         key = piece, state
         if remember and key in self._steps:
             return self._steps[key]

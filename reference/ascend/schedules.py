@@ -24,7 +24,8 @@ from ..visibility import Tile, Window, band, classify
 from .machine import Machine
 from .pipeline import Engine, Piece, Program, Ring, Task
 
-#: One level-1 block: for each row of tiles that sees any key, its height and its tiles, by (number, width, masked).
+#: One level-1 block: for each row of tiles that sees any key, its height, and each tile's number, width and
+#: whether it is masked.
 Shape = tuple[tuple[int, tuple[tuple[int, int, bool], ...]], ...]
 _OUTPUT_ROWS = 32  # rows of O that a Vector core rescales at a time
 
@@ -84,9 +85,9 @@ class Fused:
         return {}
 
     def rings(self) -> dict[str, Ring]:
-        """Return the rings: what lies in which buffer. The accumulators of O stay in UB and have one of their own.
+        """Return the rings: what lies in which buffer. The sums of O stay in UB, in a ring of their own.
 
-        A key tile that several rows of tiles read stays in L1 for all of them, and the ring holds a whole block.
+        A tile of keys that several rows of tiles read stays in L1 for all; the ring then holds a whole block.
         """
         b, D, Dv = self.blocks, self.problem.head_dim, self.problem.v_dim
         stays = -(-b.block_k // b.tile_k) if b.block_q > b.tile_q else 0
@@ -293,12 +294,34 @@ class Fused:
             if masked:
                 cycles += self._pass(rows * masked, m.mask_passes * sides)
             tasks += [
-                Task("MTE2v", "load S", _copy(size, m.l2_read, m.copy_startup), (), (("S in UB", m.flag_local),),
-                     ("S", "UB S") if first else ("UB S",), ("workspace S",) if last else ()),
-                Task("Vector", "softmax", cycles, ("S in UB",), (("P in UB", m.flag_local),), ("UB P",), ("UB S",)),
-                Task("MTE3v", "store P", _copy(rows * keys * 2, m.ub_write, m.copy_startup), ("P in UB",),
-                     (("P", m.flag_cross),) if last else (), ("workspace P",) if first else (), ("UB P",)),
-            ]  # fmt: skip
+                Task(
+                    "MTE2v",
+                    "load S",
+                    _copy(size, m.l2_read, m.copy_startup),
+                    (),
+                    (("S in UB", m.flag_local),),
+                    ("S", "UB S") if first else ("UB S",),
+                    ("workspace S",) if last else (),
+                ),
+                Task(
+                    "Vector",
+                    "softmax",
+                    cycles,
+                    ("S in UB",),
+                    (("P in UB", m.flag_local),),
+                    ("UB P",),
+                    ("UB S",),
+                ),
+                Task(
+                    "MTE3v",
+                    "store P",
+                    _copy(rows * keys * 2, m.ub_write, m.copy_startup),
+                    ("P in UB",),
+                    (("P", m.flag_cross),) if last else (),
+                    ("workspace P",) if first else (),
+                    ("UB P",),
+                ),
+            ]
         return tasks
 
     def _pv(self, shape: Shape) -> list[Task]:
@@ -330,10 +353,19 @@ class Fused:
             load = _copy(n * Dv * 4, m.l2_read, m.copy_startup)
             takes = ("O", "UB O") if i == 0 else ("UB O",)
             tasks += [
-                Task("MTE2v", "load O", load, (), (("O in UB", m.flag_local),), takes,
-                     ("workspace O",) if i == len(rows) - 1 else ()),
-                Task("Vector", "rescale", self._pass(n * Dv, m.rescale_passes), ("O in UB",), (), (), ("UB O",)),
-            ]  # fmt: skip
+                Task(
+                    "MTE2v",
+                    "load O",
+                    load,
+                    (),
+                    (("O in UB", m.flag_local),),
+                    takes,
+                    ("workspace O",) if i == len(rows) - 1 else (),
+                ),
+                Task(
+                    "Vector", "rescale", self._pass(n * Dv, m.rescale_passes), ("O in UB",), (), (), ("UB O",)
+                ),
+            ]
         return tasks
 
 

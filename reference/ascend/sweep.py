@@ -45,7 +45,7 @@ class Time(NamedTuple):
 
 
 def fused_time(fused: Fused) -> Time:
-    """Return the time of FlashAttention in tiles: all jobs, longest first, each to the core that is free first.
+    """Return the time of all jobs: the longest first, each to the core that is free first.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def speedup(
     operators: Operators | None = None,
     lookahead: int = 2,
 ) -> float:
-    """Return the time of standard attention over that of two-level tiling, with the best blocks or those given.
+    """Return standard attention's time over that of two-level tiling, with the best blocks or those given.
 
     Examples
     --------

@@ -85,7 +85,10 @@ def _operators(machine: Machine, problem: Problem, operators: Operators) -> Iter
     in_l2 = score_bytes(p) <= m.l2
     read = float(m.l2_read) if in_l2 else min(m.hbm_share, m.l2_read)
     write = float(m.l2_write) if in_l2 else min(m.hbm_share, m.l2_write)
-    tile = next(n for n in (128, 64, 32, 16) if 2 * n * max(p.head_dim, p.v_dim) * 2 <= min(m.l0a, m.l0b))
+    wide = max(p.head_dim, p.v_dim)
+    tile = next((n for n in (128, 64, 32, 16) if max(n, wide) * n * 4 <= min(m.l0a, m.l0b, m.l0c // 2)), 0)
+    if not tile:
+        raise ValueError(f"L0A, L0B or L0C does not hold two tiles of 16 rows of head size {wide}")
     jobs = -(-p.heads * -(-p.q_len // tile) // m.cube_cores)
     yield Operator("Q K^T", _matrix_engine(m, p, tile), _qk(m, p, tile, write), jobs)
     both = [rate / 2 if not in_l2 else rate for rate in (read, write)]  # memory is read and written at once

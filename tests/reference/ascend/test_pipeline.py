@@ -62,13 +62,16 @@ def stepped(program):
         for unit, queue in queues.items():
             if queue and free[unit] <= now:
                 ready = all(
-                    j < 0 or (j in starts and starts[j] + tasks[j].cycles + late <= now) for j, late in needs[queue[0]]
+                    j < 0 or (j in starts and starts[j] + tasks[j].cycles + late <= now)
+                    for j, late in needs[queue[0]]
                 )
                 if ready:
                     i = queue.pop(0)
                     starts[i], free[unit] = now, now + tasks[i].cycles
         now += 1
-    return [starts[i] for i in range(len(tasks))], max(starts[i] + task.cycles for i, task in enumerate(tasks))
+    return [starts[i] for i in range(len(tasks))], max(
+        starts[i] + task.cycles for i, task in enumerate(tasks)
+    )
 
 
 @settings(deadline=None, max_examples=150)

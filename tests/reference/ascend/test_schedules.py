@@ -18,7 +18,12 @@ from reference.two_level_counts import expected
 from .test_pipeline import check_conservation
 
 TWO = Blocks(128, 512, 128, 128, 16)
-SMALL = [Blocks.unified(64, 64, 32), Blocks(128, 256, 64, 128, 16), Blocks(96, 160, 48, 64, 7), Blocks(64, 512, 64, 64, 4)]
+SMALL = [
+    Blocks.unified(64, 64, 32),
+    Blocks(128, 256, 64, 128, 16),
+    Blocks(96, 160, 48, 64, 7),
+    Blocks(64, 512, 64, 64, 4),
+]
 #: A copy takes as many cycles as it has bytes, everything else none: the work of an engine is its bytes.
 BYTES = replace(
     Machine(), l2_read=1, l2_write=1, hbm_rate=1, l1_to_l0a=1, l1_to_l0b=1, l0c_read=1, ub_write=1, copy_startup=0,
@@ -113,15 +118,14 @@ def test_lengths_to_256k_are_quick_and_above_their_bound(n, causal):
     assert all(0 < share <= 1 for share in result.busy.values())
 
 
-def test_larger_blocks_hide_the_hand_over_and_no_cost_no_gain():
-    """With free hand-overs, one level of 128 x 128 is about as good; the dearer, the more two levels gain."""
-    problem, gains = Problem(8192, 8192), []
+def test_the_dearer_a_hand_over_the_more_two_levels_gain():
+    problem, one_level, gains = Problem(8192, 8192), Blocks.unified(128, 128, 64), []
     for flag in (0, 1000, 4000):
         machine = replace(Machine(), flag_cross=flag)
-        one, two = (sweep.fused_time(Fused(machine, problem, b, 1)).cycles for b in (Blocks.unified(128, 128, 16), TWO))
+        one, two = (sweep.fused_time(Fused(machine, problem, b, 1)).cycles for b in (one_level, TWO))
         gains.append(one / two)
     assert gains == sorted(gains)
-    assert gains[0] < 1.3 < 2 < gains[2]
+    assert 1 < gains[0] < 1.4 < 2 < gains[2]
 
 
 def test_lookahead_helps():
@@ -144,7 +148,7 @@ def test_sweep_finds_the_fastest_of_the_legal(unified):
 @pytest.mark.parametrize(
     ("blocks", "buffer"),
     [
-        (Blocks(256, 256, 256, 128, 16), "L0A"), (Blocks(128, 256, 128, 256, 16), "L0B"),
+        (Blocks(256, 256, 256, 128, 16), "L0A"), (Blocks(64, 256, 64, 256, 16), "L0B"),
         (Blocks(128, 512, 128, 128, 128), "UB"), (Blocks(512, 2048, 128, 128, 4), "L1"),
     ],
 )  # fmt: skip
@@ -165,7 +169,9 @@ def test_the_buffers_of_the_sheet():
 def test_every_parameter_has_a_source():
     sources = Machine.sources()
     assert set(sources) == {f.name for f in fields(Machine)}
-    assert all(s == "assumed" or s.startswith(("platform file", "published", "fitted")) for s in sources.values())
+    assert all(
+        s == "assumed" or s.startswith(("platform file", "published", "fitted")) for s in sources.values()
+    )
 
 
 def test_standard_attention_above_its_bounds():
@@ -177,7 +183,9 @@ def test_standard_attention_above_its_bounds():
     seconds = machine.seconds(unfused.cycles(machine, problem))
     once = unfused.score_bytes(problem)
     assert once > machine.l2
-    assert seconds > 7 * once / machine.hbm_bytes_per_s  # written, read twice and written twice, and the mask, read
+    assert (
+        seconds > 7 * once / machine.hbm_bytes_per_s
+    )  # written, read twice and written twice, and the mask, read
     plain = unfused.cycles(machine, replace(problem, causal=False))
     assert plain < unfused.cycles(machine, problem) < unfused.cycles(machine, problem, Operators(upcast=True))
 
@@ -192,10 +200,14 @@ def test_the_papers_speedup_and_what_it_hangs_on():
     problem = Problem(8192, 8192, heads=32, causal=True)
     ratio = sweep.speedup(Machine(), problem, blocks=TWO)
     assert ratio == pytest.approx(sweep.PAPER_SPEEDUP, rel=0.1)
-    rows = sweep.sensitivity(Machine(), Problem(2048, 2048, heads=32, causal=True), blocks=TWO)
+    problem = replace(problem, q_len=2048, k_len=2048)
+    rows = sweep.sensitivity(Machine(), problem, blocks=TWO)
     assert {row.parameter for row in rows} == {f.name for f in fields(Machine)}
-    assert rows[0].parameter == "clock_hz" or max(rows[0].halved, rows[0].doubled) > 0
-    idle = next(row for row in rows if row.parameter == "hbm")
+    by_name = {row.parameter: row for row in rows}
+    base = sweep.speedup(Machine(), problem, blocks=TWO)
+    assert by_name["softmax_passes"].halved > base > by_name["softmax_passes"].doubled
+    assert by_name["hbm_rate"].halved > base  # standard attention waits for memory, two-level tiling does not
+    idle = by_name["hbm"]
     assert idle.halved == pytest.approx(idle.doubled)
 
 

@@ -13,9 +13,14 @@ from matplotlib.figure import Figure
 #: The units of a core and its Vector cores, along the way of the data.
 UNITS = ("MTE2", "MTE1", "Cube", "FIX", "MTE2v", "Vector", "MTE3v")
 _NAMES = {
-    "MTE2": "L2 → L1", "MTE1": "L1 → L0", "Cube": "Cube", "FIX": "L0C → L2", "MTE2v": "L2 → UB", "Vector": "Vector",
+    "MTE2": "L2 → L1",
+    "MTE1": "L1 → L0",
+    "Cube": "Cube",
+    "FIX": "L0C → L2",
+    "MTE2v": "L2 → UB",
+    "Vector": "Vector",
     "MTE3v": "UB → L2",
-}  # fmt: skip
+}
 #: What a task is for, by a word in its name; the first that fits.
 _COLOURS = (
     ("P V", GREEN), ("Q K^T", BLUE), ("softmax", ORANGE), ("rescale", PINK), (" out", PINK), ("divide", PINK),
@@ -26,7 +31,7 @@ _COLOURS = (
 def gantt(
     timelines: Sequence[tuple[str, Timeline]], *, until: int | None = None, clock_hz: float = 1.8e9
 ) -> tuple[Figure, str]:
-    """Draw what each unit does when, one panel a timeline, all on one scale; the caption says the shares of work.
+    """Draw what each unit does when, one panel a timeline on one scale; the caption says how busy.
 
     Parameters
     ----------

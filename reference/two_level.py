@@ -288,7 +288,9 @@ class _Block:
         """Yield each row of tiles, with its tiles that are not empty, if it has any."""
         for rows in _cut(self.rows.start, self.rows.stop, self.blocks.tile_q):
             cols = _cut(self.cols.start, self.cols.stop, self.blocks.tile_k)
-            seen = [(c, kind) for c in cols if (kind := self.kind(rows, c)) is not Tile.EMPTY]
+            seen: list[tuple[slice, Tile]] = [
+                (c, kind) for c in cols if (kind := self.kind(rows, c)) is not Tile.EMPTY
+            ]
             if seen:
                 yield rows, seen
 
@@ -297,12 +299,13 @@ class _Block:
         tiles = _cut(self.cols.start, self.cols.stop, self.blocks.tile_k)
         return sum(c.stop - c.start for c in tiles if self.kind(self.rows, c) is not Tile.EMPTY)
 
-    def within(self, rows: slice, cols: slice | None = None) -> tuple[slice, ...]:
-        """Return the index of rows (and keys) of the problem in an array of this block."""
-        index: tuple[slice, ...] = (slice(rows.start - self.rows.start, rows.stop - self.rows.start),)
-        if cols is not None:
-            index += (slice(cols.start - self.cols.start, cols.stop - self.cols.start),)
-        return index
+    def at(self, rows: slice) -> slice:
+        """Return where rows of the problem are in this block."""
+        return slice(rows.start - self.rows.start, rows.stop - self.rows.start)
+
+    def across(self, cols: slice) -> slice:
+        """Return where keys of the problem are in this block."""
+        return slice(cols.start - self.cols.start, cols.stop - self.cols.start)
 
     def scores(self, Q: NDArray[np.float64], triangle: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Return S of the block, (b, Hkv, G, rows, keys), -inf in tiles that are skipped."""
@@ -320,8 +323,8 @@ class _Block:
                 move("S", self.heads * tile_rows * keys, form.sums, form.workspace)
                 if x.mask is not None:
                     move("mask", self.heads * tile_rows * keys, form.memory, form.vector)
-                S[..., *self.within(rows, cols)] = scores(
-                    Q[..., *self.within(rows), :],
+                S[..., self.at(rows), self.across(cols)] = scores(
+                    Q[..., self.at(rows), :],
                     x.k[self.batch, :, None, cols].astype(np.float64),
                     scale=x.scale,
                     softcap=x.softcap,
@@ -355,12 +358,10 @@ class _Block:
             for piece in _cut(rows.start, rows.stop, self.blocks.vector_rows):
                 size = self.heads * (piece.stop - piece.start) * keys
                 self.counts.move("S", size, form.workspace, form.vector)
-                index = self.within(piece)
-                m[..., *index] = np.maximum(m_old[..., *index], S[..., *index, :].max(axis=-1))
-                safe = np.where(
-                    np.isneginf(m[..., *index]), 0.0, m[..., *index]
-                )  # a row that sees nothing yet
-                P[..., *index, :] = np.exp(S[..., *index, :] - safe[..., None])
+                here = self.at(piece)
+                m[..., here] = np.maximum(m_old[..., here], S[..., here, :].max(axis=-1))
+                safe = np.where(np.isneginf(m[..., here]), 0.0, m[..., here])  # a row that sees nothing yet
+                P[..., here, :] = np.exp(S[..., here, :] - safe[..., None])
                 self.counts.move("P", size, form.vector, form.workspace)
         self.counts.wait(form, "P", self.heads)
         return m, P
@@ -382,8 +383,8 @@ class _Block:
                 move("P", self.heads * tile_rows * keys, form.workspace, *via, form.left)
                 move("V", self.heads * keys * Dv, form.level1, form.right)
                 V = self.x.v[self.batch, :, None, cols].astype(np.float64)  # (b, Hkv, 1, tile_k, Dv)
-                here = (..., *self.within(rows, cols))
-                O[..., *self.within(rows), :] += weighted_sum(P[here], V, S[here])
+                here = ..., self.at(rows), self.across(cols)
+                O[..., self.at(rows), :] += weighted_sum(P[here], V, S[here])
             move("O", self.heads * tile_rows * Dv, form.sums, form.workspace)
         self.counts.wait(form, "O", self.heads)
         return O

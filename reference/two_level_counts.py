@@ -101,7 +101,10 @@ def expected(
     edges = band(causal, window)
     left, right = edges
     rows, keys = Grid(Sq, blocks.block_q, blocks.tile_q), Grid(n, blocks.block_k, blocks.tile_k)
-    counts, move = Counts(), lambda name, n, *path: counts.move(name, heads * int(n), *path)
+    counts = Counts()
+
+    def move(name: str, n: int | np.int64, *path: str) -> None:
+        counts.move(name, heads * int(n), *path)
 
     # Level 1. Any row of the interval [first, last] keys; a row block without one is not loaded.
     begin = np.arange(0, Sq, blocks.block_q)

@@ -24,11 +24,9 @@ SMALL = [
     Blocks(96, 160, 48, 64, 7),
     Blocks(64, 512, 64, 64, 4),
 ]
-#: A copy takes as many cycles as it has bytes, everything else none: the work of an engine is its bytes.
-BYTES = replace(
-    Machine(), l2_read=1, l2_write=1, hbm_rate=1, l1_to_l0a=1, l1_to_l0b=1, l0c_read=1, ub_write=1, copy_startup=0,
-    inner_startup=0, vectors_per_cube=1,
-)  # fmt: skip
+#: A copy takes as many cycles as it has bytes, and one Vector core has all rows.
+RATES = ("l2_read", "l2_write", "hbm_rate", "l1_to_l0a", "l1_to_l0b", "l0c_read", "ub_write")
+BYTES = replace(Machine(), **dict.fromkeys(RATES, 1), copy_startup=0, inner_startup=0, vectors_per_cube=1)
 PROBLEMS = [
     Problem(200, 300),
     Problem(300, 300, causal=True),
@@ -60,7 +58,6 @@ def test_what_moves_is_what_two_level_moves(problem, blocks, lookahead):
     assert moved["MTE2"] == counts.bytes("GM", "L1") + counts.bytes("workspace", "L1")
     assert moved["MTE1"] == counts.bytes("L1", "L0A") + counts.bytes("L1", "L0B")
     assert moved["FIX"] == counts.bytes("L0C", "workspace")
-    # B-masks are read by whole pieces of masked tiles, as many as the band has edges; the closed form's very cells
     assert moved["MTE2v"] == counts.bytes("workspace", "UB") + counts.bytes("GM", "UB")
     assert moved["MTE3v"] == counts.bytes("UB", "workspace") + counts.bytes("UB", "GM")
     flags: Counter[str] = Counter()

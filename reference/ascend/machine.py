@@ -49,8 +49,8 @@ class Machine:
     l1: int = _from(512 << 10, _PLATFORM)
     ub: int = _from(192 << 10, _PLATFORM)
     l2: int = _from(192 << 20, _PLATFORM)
-    hbm: int = _from(64 << 30, "published: 64 GB")
-    hbm_bytes_per_s: float = _from(1.6e12, "published: 1.6 TB/s, shared by all cores")
+    hbm: int = _from(64 << 30, "published: 64 GB (CANN ops-transformer, migration guide)")
+    hbm_bytes_per_s: float = _from(1.6e12, "published: 1.6 TB/s (as `hbm`), shared by all cores")
     hbm_rate: int = _from(32, _PLATFORM)  # of one core, either way
     l2_read: int = _from(110, _PLATFORM)
     l2_write: int = _from(86, _PLATFORM)
@@ -58,7 +58,7 @@ class Machine:
     l1_to_l0b: int = _from(256, _PLATFORM)
     l0c_read: int = _from(256, _PLATFORM)
     ub_write: int = _from(64, _PLATFORM)  # to L2 or memory
-    vector_bytes: int = _from(256, _PLATFORM)  # 128 lanes of 16 bits
+    vector_bytes: int = _from(256, _PLATFORM)  # 128 lanes of 16 bits, the published 22 TFLOP/s
     softmax_passes: float = _from(
         11.0, "fitted to published run times: cycles each further key costs one core"
     )

@@ -62,6 +62,17 @@ def score_bytes(problem: Problem) -> int:
     return problem.heads * problem.q_len * problem.k_len * 2
 
 
+def fits(machine: Machine, problem: Problem) -> bool:
+    """Say whether memory could hold S and P at all; `cycles` does not ask.
+
+    Examples
+    --------
+    >>> [fits(Machine(), Problem(n, n, heads=32)) for n in (16384, 32768)]
+    [True, False]
+    """
+    return 2 * score_bytes(problem) <= machine.hbm
+
+
 def cycles(machine: Machine, problem: Problem, operators: Operators | None = None) -> int:
     """Return the cycles of standard attention.
 

@@ -3,7 +3,8 @@
 No such card was at hand. Every figure says whether it is published, fitted to published run times, or
 assumed; ``Machine.sources()`` lists them. Rates are of one core. "Platform file" is the configuration that
 Huawei's CANN runtime ships for this chip (``platform_config/Ascend910B2C.ini``), "published run times" are
-those of the flash attention in CANN's ``pto-isa`` on Ascend 910B2 (`MEASURED`)."""
+those of the flash attention in CANN's ``pto-isa`` on Ascend 910B2 (`MEASURED`).
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ and the events of a whole program follow from one walk through it, in program or
 Attention repeats the same tasks thousands of times, and a state (when each unit, flag and slot is free) that
 comes back, but for a shift in time, brings the same future. `Engine.run` remembers what a piece of program
 did to a state, and jumps ahead by whole periods once a state recurs. This is exact, not an approximation:
-times before the moment when the first unit is free cannot matter, so they are all the same to a state."""
+times before the moment when the first unit is free cannot matter, so they are all the same to a state.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ works on softmax; with 0 they take turns.
 Operands stream through rings of two slots or more, so that copies run ahead. Unified (one-level) tiling is
 this same program with `Blocks.unified`. Between its jobs a core comes to rest, which costs a filling of the
 pipeline each; cores share the jobs, longest first. All of this is our model of the machine, not Huawei's
-kernel."""
+kernel.
+"""
 
 from __future__ import annotations
 

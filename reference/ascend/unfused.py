@@ -7,7 +7,8 @@ softmax, and the casts to float32 and back that some models put around it. Each 
 memory's.
 
 How many operators there are decides everything, and is a matter of the code that one compares with:
-`Operators` holds the choice. How each works is assumed."""
+`Operators` holds the choice. How each works is assumed.
+"""
 
 from __future__ import annotations
 

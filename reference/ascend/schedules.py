@@ -25,9 +25,9 @@ from ..visibility import Tile, Window, band, classify
 from .machine import Machine
 from .pipeline import Engine, Piece, Program, Ring, Task
 
-#: One level-1 block: for each row of tiles that sees any key, its height, and each tile's number, width and
-#: whether it is masked.
-Shape = tuple[tuple[int, tuple[tuple[int, int, bool], ...]], ...]
+# One level-1 block: for each row of tiles that sees any key, its height, and each tile's number, width and
+# whether it is masked.
+_Shape = tuple[tuple[int, tuple[tuple[int, int, bool], ...]], ...]
 _OUTPUT_ROWS = 32  # rows of O that a Vector core rescales at a time
 
 
@@ -82,7 +82,7 @@ class Fused:
     lookahead: int = 2
 
     @cached_property
-    def _cache(self) -> dict[tuple[Shape | None, Shape | None] | str | tuple[str, int], Piece]:
+    def _cache(self) -> dict[tuple[_Shape | None, _Shape | None] | str | tuple[str, int], Piece]:
         return {}
 
     def rings(self) -> dict[str, Ring]:
@@ -151,7 +151,7 @@ class Fused:
         program += [(self._tick(*pair), count) for pair, count in _together(new, old)]
         return [*program, (self._piece(("end", rows.stop - rows.start)), 1)]
 
-    def _shapes(self, rows: slice) -> Iterator[tuple[Shape, int]]:
+    def _shapes(self, rows: slice) -> Iterator[tuple[_Shape, int]]:
         """Yield the shapes of the level-1 blocks of these queries, and how many alike follow each other."""
         p, b = self.problem, self.blocks
         offset = p.k_len - p.q_len
@@ -173,7 +173,7 @@ class Fused:
             yield self._shape(rows, cols), count
             j += count
 
-    def _shape(self, rows: slice, cols: slice) -> Shape:
+    def _shape(self, rows: slice, cols: slice) -> _Shape:
         p, b = self.problem, self.blocks
         shape = []
         for r in _cut(rows.start, rows.stop, b.tile_q):
@@ -189,7 +189,7 @@ class Fused:
                 shape.append((r.stop - r.start, tuple(tiles)))
         return tuple(shape)
 
-    def _tick(self, new: Shape | None, old: Shape | None) -> Piece:
+    def _tick(self, new: _Shape | None, old: _Shape | None) -> Piece:
         key = new, old
         if key not in self._cache:
             if self.lookahead:
@@ -259,7 +259,7 @@ class Fused:
             (f"workspace {name}",) if first else (), ("L0C",),
         )  # fmt: skip
 
-    def _qk(self, shape: Shape) -> list[Task]:
+    def _qk(self, shape: _Shape) -> list[Task]:
         D, tasks = self.problem.head_dim, []
         loaded: set[int] = set()
         for r, (height, tiles) in enumerate(shape):
@@ -276,7 +276,7 @@ class Fused:
                 tasks.append(self._fix("S", height * width * 4, r == t == 0, end and r == len(shape) - 1))
         return tasks
 
-    def _softmax(self, shape: Shape) -> list[Task]:
+    def _softmax(self, shape: _Shape) -> list[Task]:
         m, tasks = self.machine, []
         pieces = [
             (
@@ -325,7 +325,7 @@ class Fused:
             ]
         return tasks
 
-    def _pv(self, shape: Shape) -> list[Task]:
+    def _pv(self, shape: _Shape) -> list[Task]:
         m, Dv, tasks = self.machine, self.problem.v_dim, []
         loaded: set[int] = set()
         for r, (height, tiles) in enumerate(shape):
@@ -347,7 +347,7 @@ class Fused:
             tasks.append(self._fix("O", height * Dv * 4, r == 0, r == len(shape) - 1))
         return tasks
 
-    def _rescale(self, shape: Shape) -> list[Task]:
+    def _rescale(self, shape: _Shape) -> list[Task]:
         m, Dv, tasks = self.machine, self.problem.v_dim, []
         rows = [c.stop - c.start for height, _ in shape for c in _cut(0, self._part(height), _OUTPUT_ROWS)]
         for i, n in enumerate(rows):
@@ -371,8 +371,8 @@ class Fused:
 
 
 def _together(
-    a: list[tuple[Shape | None, int]], b: list[tuple[Shape | None, int]]
-) -> Iterator[tuple[tuple[Shape | None, Shape | None], int]]:
+    a: list[tuple[_Shape | None, int]], b: list[tuple[_Shape | None, int]]
+) -> Iterator[tuple[tuple[_Shape | None, _Shape | None], int]]:
     """Yield two run-length encoded lists of one length as one of pairs."""
     a, b = [run for run in a if run[1]][::-1], [run for run in b if run[1]][::-1]
     while a:

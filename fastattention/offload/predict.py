@@ -70,11 +70,16 @@ def _prediction(q: Question, way: str, gpu_layers: int, halves: int, time: Token
 def _with_share(q: Question, placement: offload.Placement, share: float, best: TokenTime) -> TokenTime:
     """Return the time of a share that is not the best: the slower side ends the layer."""
     m, ahead = q.machine, best.gpu / placement.host_layers
-    slower = max(1.0, (m.bus + m.cpu) / m.host_bandwidth) if 0 < share < 1 else 1.0
-    cpu = share * q.cache / min(m.cpu, m.host_bandwidth) * slower
-    bus = max(0.0, (1 - share) * q.cache / min(m.bus, m.host_bandwidth) * slower - ahead)
-    seconds = best.gpu + placement.host_layers * (max(cpu, bus) + m.latency)
-    return TokenTime(seconds, best.gpu, best.bus, best.cpu, "CPU" if cpu >= bus else "bus", share)
+    bus_rate = min(m.bus, m.host_bandwidth)
+    sides = {
+        "CPU": share * q.cache / min(m.cpu, m.host_bandwidth),
+        "bus": max(0.0, (1 - share) * q.cache / bus_rate - ahead),
+        # Both read it, less what went up before the CPU began.
+        "host memory": max(0.0, q.cache - min((1 - share) * q.cache, ahead * bus_rate)) / m.host_bandwidth,
+    }
+    limit = max(sides, key=lambda side: sides[side])
+    seconds = best.gpu + placement.host_layers * (sides[limit] + m.latency)
+    return TokenTime(seconds, best.gpu, best.bus, best.cpu, limit, share)
 
 
 def prefill_seconds(q: Question, placement: offload.Placement, passage: Passage) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from ..table import table
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from .plan import OffloadPlan
 
 __all__ = ["describe"]
+
+_WIDTH = 100  # columns
 
 _DOES = {
     "upload": "in host memory; goes up for each token",
@@ -39,14 +42,14 @@ def _runs(places: tuple[str, ...], name: str) -> str:
     return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
 
 
-def _memory(total: float, reserved: float, use: dict[str, int]) -> str:
+def _memory(name: str, total: float, reserved: float, use: dict[str, int]) -> list[tuple[str, str]]:
     used = sum(use.values())
-    parts = ", ".join(f"{name} {_gb(size)}" for name, size in use.items() if size)
     left = total - reserved - used
-    return (
-        f"{_gb(used)} of {_gb(total)}" + (f": {parts}" if parts else "")
-        + f"; {_gb(reserved)} taken by others, {_gb(left)} left ({left / total:.0%})"
-    )  # fmt: skip
+    whole = (
+        f"{_gb(used)} of {_gb(total)}, {_gb(reserved)} taken by others, {_gb(left)} left ({left / total:.0%})"
+    )
+    parts = ", ".join(f"{what} {_gb(size)}" for what, size in use.items() if size)
+    return [(name, whole), *([("", parts)] if parts else [])]
 
 
 def _trained(plan: OffloadPlan) -> str:
@@ -78,10 +81,8 @@ def describe(plan: OffloadPlan) -> str:
         lines.append((f"{count} layers", f"{what} ({_runs(plan.placement, name)})"))
     if plan.embedding == "host":
         lines.append(("embedding", "in host memory; a step's rows go up"))
-    lines += [
-        ("GPU memory", _memory(machine.gpu_memory, machine.gpu_reserved, plan.gpu_use)),
-        ("host memory", _memory(machine.host_memory, machine.host_reserved, plan.host_use)),
-    ]
+    lines += _memory("GPU memory", machine.gpu_memory, machine.gpu_reserved, plan.gpu_use)
+    lines += _memory("host memory", machine.host_memory, machine.host_reserved, plan.host_use)
     if plan.gpu_layers < model.layers:
         lines.append(
             ("passing through", f"prompts in chunks of {plan.chunk:,} tokens, {plan.slots} places for pieces "
@@ -94,4 +95,14 @@ def describe(plan: OffloadPlan) -> str:
         f"{plan.batch / p.seconds:>9.1f}   {p.limit}" + (f", the CPU's share {p.share:.2f}" if p.way ==
         "split" else "") + ("   <- planned" if i == 0 else "") for i, p in enumerate(plan.predictions)
     ]  # fmt: skip
-    return table(lines) + "\n\n" + "\n".join([head, *rows]) + f"\n\n{machine.name}: {machine.source}"
+    source = textwrap.fill(f"{machine.name}: {machine.source}", _WIDTH)
+    return "\n\n".join([table(_wrapped(lines)), "\n".join([head, *rows]), source])
+
+
+def _wrapped(lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Break texts that are wider than a terminal."""
+    found = []
+    for label, text in lines:
+        first, *more = textwrap.wrap(text, _WIDTH - 17) or [""]
+        found += [(label, first), *(("", line) for line in more)]
+    return found

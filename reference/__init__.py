@@ -27,6 +27,8 @@ sitting; this order works well:
     Where a cache lies when it outgrows the GPU, and what that moves: arithmetic.
 `offload_time`
     How long a token and a prompt then take: classical, cooperative, split, in two halves.
+`tiling_allreduce`
+    Heads on several ranks, their sum block by block beside the next block's compute: the answer and the time.
 `worked_example`
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
@@ -53,6 +55,7 @@ from . import (
     scores,
     standard,
     tiling,
+    tiling_allreduce,
     tiling_mask,
     visibility,
     worked_example,
@@ -80,6 +83,7 @@ __all__ = [
     "scores",
     "standard",
     "tiling",
+    "tiling_allreduce",
     "tiling_mask",
     "visibility",
     "visible",

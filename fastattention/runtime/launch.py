@@ -91,12 +91,22 @@ def launch_gpus(ranks: int, script: Path, arguments: Sequence[str] = (), *, host
     with socket.create_server((host, 0)) as server:  # a free port; rank 0 opens it again
         port = server.getsockname()[1]
     # NCCL's own sockets too stay on this machine, where they can; a choice of the user's stands.
-    network = {} if "NCCL_SOCKET_IFNAME" in os.environ or host != "127.0.0.1" else {"NCCL_SOCKET_IFNAME": "lo"}
-    shared = {ENGINE: "nccl", SIZE: str(ranks), ADDRESS: f"{host}:{port}", KEY: secrets.token_hex(16), **network}
+    network = (
+        {} if "NCCL_SOCKET_IFNAME" in os.environ or host != "127.0.0.1" else {"NCCL_SOCKET_IFNAME": "lo"}
+    )
+    shared = {
+        ENGINE: "nccl",
+        SIZE: str(ranks),
+        ADDRESS: f"{host}:{port}",
+        KEY: secrets.token_hex(16),
+        **network,
+    }
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(ranks):
-            processes.append(_start([*_rank(os.getpid()), str(script), *arguments], {**shared, RANK: str(rank)}))
+            processes.append(
+                _start([*_rank(os.getpid()), str(script), *arguments], {**shared, RANK: str(rank)})
+            )
     except BaseException:
         _stop(processes)
         raise

@@ -1,4 +1,4 @@
-"""The decoder on several ranks: heads and feed-forward split over them, two sums a layer (Megatron-LM, arXiv 1909.08053).
+"""The decoder on several ranks: heads and feed-forward split, two sums a layer (Megatron-LM, arXiv 1909.08053).
 
 Each rank holds its heads' columns of the query, key and value matrices and their rows of the output matrix; and its
 share of the feed-forward's columns (gate, up) and rows (down). What the two row-split matrices give are
@@ -40,8 +40,8 @@ def split(model: Llama, rank: int, ranks: int) -> Llama:
             n for n in range(1, config.kv_heads + 1) if not (config.kv_heads % n or config.feed_forward % n)
         ]
         raise ModelError(
-            f"{config.heads} heads, {config.kv_heads} KV heads and a feed-forward of {config.feed_forward} cannot be "
-            f"split over {ranks} ranks; {', '.join(map(str, fitting))} would do"
+            f"{config.heads} heads, {config.kv_heads} KV heads and a feed-forward of {config.feed_forward} "
+            f"cannot be split over {ranks} ranks; {', '.join(map(str, fitting))} would do"
         )
     q, kv = heads_of(rank, ranks, config.heads, config.kv_heads)
     dim, width = config.head_dim, config.feed_forward // ranks

@@ -46,7 +46,7 @@ def load_nccl() -> Any:
         CuPy or NCCL is missing.
     """
     gpu.load_cupy()
-    # CuPy looks for libnccl.so.2 where the system looks, and so not in NVIDIA's wheel; once loaded, it is found.
+    # CuPy looks for libnccl.so.2 where the system does, so not in NVIDIA's wheel; once loaded, it is found.
     spec = importlib.util.find_spec("nvidia.nccl") if importlib.util.find_spec("nvidia") else None
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         library = Path(folder) / "lib" / "libnccl.so.2"
@@ -103,7 +103,8 @@ class Nccl:
         self._stream = cupy.cuda.Stream(non_blocking=True, priority=_HIGHEST_PRIORITY)
         n = self._nccl
         self._types = {
-            "float16": n.NCCL_FLOAT16, "float32": n.NCCL_FLOAT32, "float64": n.NCCL_FLOAT64, "bfloat16": _BFLOAT16,
+            "float16": n.NCCL_FLOAT16, "float32": n.NCCL_FLOAT32, "float64": n.NCCL_FLOAT64,
+            "bfloat16": _BFLOAT16,
         }  # fmt: skip
 
     def _meet(self, address: tuple[str, int], key: bytes) -> Any:
@@ -167,7 +168,7 @@ class Nccl:
         return cupy.asnumpy(all_rows)
 
     def all_gather(self, item: Any) -> list[Any]:
-        """Return the small object of each rank, in order: as JSON, first its length, then padded to the longest."""
+        """Return the small object of each rank, in order: JSON, first its length, then padded to the longest."""
         text = np.frombuffer(json.dumps(item).encode(), np.uint8)
         lengths = self._gather(np.array([text.size], np.int64).view(np.uint8)).view(np.int64)[:, 0]
         padded = np.zeros(int(lengths.max()), np.uint8)

@@ -23,8 +23,8 @@ __all__ = ["measured_costs", "overlapped", "projected_attention"]
 
 _MOST_BLOCKS = 16
 _OPTIONS = (
-    "causal", "window", "mask", "alibi_slopes", "scale", "softcap", "sinks", "kv_lengths", "q_offset", "backend",
-    "num_threads",
+    "causal", "window", "mask", "alibi_slopes", "scale", "softcap", "sinks", "kv_lengths", "q_offset",
+    "backend", "num_threads",
 )  # fmt: skip
 
 # Costs by group of ranks, then by what was asked: measured once.

@@ -13,9 +13,10 @@ from fastattention.runtime.tensor_parallel import projected_attention
 
 fault = sys.argv[1]
 group = connect()
+xp = group.xp
 last = group.rank == group.size - 1
-q = np.ones((1, 2, 5, 4), np.float32)
-w_out = np.ones((8, 3), np.float32)
+q = xp.ones((1, 2, 5, 4), np.float32)
+w_out = xp.ones((8, 3), np.float32)
 
 
 def say(*words):
@@ -34,7 +35,7 @@ def refused(*arguments, **options):
 
 
 if fault == "shapes":  # the last rank has a longer sequence
-    mine = np.ones((1, 2, 6, 4), np.float32) if last else q
+    mine = xp.ones((1, 2, 6, 4), np.float32) if last else q
     say("refused:", refused(mine, mine, mine, w_out))
 elif fault == "dtypes":
     kind = np.float16 if last else np.float32

@@ -7,8 +7,8 @@ import sys
 
 import ml_dtypes  # noqa: F401 - names bfloat16
 import numpy as np
-
 from fastattention.reference.tiling_allreduce import Costs, heads_of, projected
+
 from fastattention.runtime.communicator import connect
 from fastattention.runtime.tensor_parallel import projected_attention
 
@@ -30,15 +30,24 @@ OPTIONS = {
     "mask and offset": {"mask": mask, "q_offset": 3, "causal": True},
 }
 
+
+def put(group, options):
+    """Return options whose mask lies where the ranks compute."""
+    return {name: group.xp.asarray(x) if name == "mask" else x for name, x in options.items()}
+
+
 with connect() as group:
     heads, kv_heads = heads_of(group.rank, group.size, Hq, Hkv)
     mine = (q[:, heads], k[:, kv_heads], v[:, kv_heads], w_out[heads.start * Dv : heads.stop * Dv])
     if isinstance(blocks, dict):
         blocks = Costs(**blocks)
     for name, options in OPTIONS.items():
-        got = projected_attention(*mine, group, blocks=blocks, num_threads=1, **options)
+        got = projected_attention(
+            *map(group.xp.asarray, mine), group, blocks=blocks, num_threads=1, **put(group, options)
+        )
+        got = got.get() if hasattr(got, "get") else got
         want = projected(q, k, v, w_out, **options)
         error = float(np.abs(got.astype(np.float64) - want).max())
         assert got.dtype == dtype, name
         assert error <= TOLERANCE[dtype.name], f"{name}: {error}"
-    print(f"rank {group.rank} of {group.size} agrees", flush=True)
+    sys.stdout.write(f"rank {group.rank} of {group.size} agrees\n")

@@ -123,7 +123,7 @@ def table(
     ways["chosen"] = choose(rows, costs)
     for name, sizes in ways.items():
         scaled = [size * batch for size in sizes]
-        took = milliseconds(lambda scaled=scaled: overlapped(step, out, scaled, communicator))  # type: ignore[misc]
+        took = milliseconds(lambda scaled=scaled: overlapped(step, out, scaled, communicator))
         found.append(Row(name, sizes, took, predicted(sizes)))
     return costs, found
 

@@ -1,9 +1,9 @@
-"""The decoder on several ranks: heads and feed-forward split, two sums a layer (Megatron-LM, arXiv 1909.08053).
+"""The decoder on several ranks: heads and feed-forward split, two sums a layer (Megatron, arXiv 1909.08053).
 
-Each rank holds its heads' columns of the query, key and value matrices and their rows of the output matrix; and its
-share of the feed-forward's columns (gate, up) and rows (down). What the two row-split matrices give are
-terms of a sum over ranks, which goes over in blocks, each beside the next block's product. Embedding, norms and
-output matrix are whole on every rank; so all ranks see the same logits.
+Each rank holds its heads' columns of the query, key and value matrices and their rows of the output matrix;
+and its share of the feed-forward's columns (gate, up) and rows (down). What the two row-split matrices give
+are terms of a sum over ranks, which goes over in blocks, each beside the next block's product. Embedding,
+norms and output matrix are whole on every rank; so all ranks see the same logits.
 """
 
 from __future__ import annotations

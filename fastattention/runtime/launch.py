@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="with --gpus: the address by which ranks find each other (default: %(default)s, this machine only)",
+        help="with --gpus: the address by which ranks find each other (default: %(default)s)",
     )
     parser.add_argument("script", type=Path, help="a Python file, run by every rank")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
@@ -75,10 +75,9 @@ def launch_mpi(ranks: int, script: Path, arguments: Sequence[str] = ()) -> int:
         options = ["--oversubscribe", "--bind-to", "none"]
     else:
         raise ImportError(f"{mpiexec} is neither MPICH's nor Open MPI's: {WHEELS}")
-    # mpiexec gets no terminal's Ctrl-C: it is stopped below. Should this process be killed, it is told to stop.
-    command = [
-        *_rank(os.getpid(), "--exec", "SIGTERM"), mpiexec, *options, "-n", str(ranks), *_rank(0), str(script), *arguments
-    ]  # fmt: skip
+    # mpiexec gets no terminal's Ctrl-C: it is stopped below. When this process is killed, it is told.
+    start = [*_rank(os.getpid(), "--exec", "SIGTERM"), mpiexec, *options, "-n", str(ranks)]
+    command = [*start, *_rank(0), str(script), *arguments]
     process = _start(command, {ENGINE: "mpi"})
     return _watch([process], "mpiexec")
 
@@ -104,9 +103,8 @@ def launch_gpus(ranks: int, script: Path, arguments: Sequence[str] = (), *, host
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(ranks):
-            processes.append(
-                _start([*_rank(os.getpid()), str(script), *arguments], {**shared, RANK: str(rank)})
-            )
+            command = [*_rank(os.getpid()), str(script), *arguments]
+            processes += [_start(command, {**shared, RANK: str(rank)})]
     except BaseException:
         _stop(processes)
         raise

@@ -73,9 +73,9 @@ def measure(
     Returns
     -------
     Costs
-        In seconds. C, M, a and b from one block and from four; phi from compute that runs beside a sum of about its
-        own length: what compute and the rest of the sum then take longer than compute alone, in parts of the
-        sum.
+        In seconds. C, M, a and b from one block and from four; phi from compute that runs beside a sum of
+        about its own length: what compute and the rest of the sum then take longer than compute alone, in
+        parts of the sum.
     """
     rows = len(out)
     number = min(_BLOCKS, rows // unit)

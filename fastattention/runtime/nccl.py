@@ -1,8 +1,8 @@
 """GPUs through NCCL: CuPy's binding, one process a GPU.
 
-Sums run on a stream of their own, non-blocking and of high priority, so that their few CTAs get multiprocessors as
-soon as any are free. A sum waits for an event behind what made the block; what reads it waits for an event
-behind the sum. The host waits for nothing.
+Sums run on a stream of their own, non-blocking and of high priority, so that their few CTAs get
+multiprocessors as soon as any are free. A sum waits for an event behind what made the block; what reads it
+waits for an event behind the sum. The host waits for nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Nccl:
     ImportError
         CuPy or NCCL is missing.
     RuntimeError
-        This process was not launched so, there are fewer GPUs than ranks, or the ranks do not find each other.
+        This process was not launched so, there are fewer GPUs than ranks, or ranks do not find each other.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class Nccl:
         return cupy.asnumpy(all_rows)
 
     def all_gather(self, item: Any) -> list[Any]:
-        """Return the small object of each rank, in order: JSON, first its length, then padded to the longest."""
+        """Return the small object of each rank, in order: JSON, its length first, then padded alike."""
         text = np.frombuffer(json.dumps(item).encode(), np.uint8)
         lengths = self._gather(np.array([text.size], np.int64).view(np.uint8)).view(np.int64)[:, 0]
         padded = np.zeros(int(lengths.max()), np.uint8)

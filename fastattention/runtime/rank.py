@@ -1,8 +1,9 @@
 """Runs a script as one rank: ``python -m fastattention.runtime.rank PARENT [--exec SIGNAL] script ...``.
 
-The process ends with the one that started it, whatever ends that: on Linux the kernel sees to it. An exception
-in the script ends MPI on all ranks; otherwise this rank would wait in MPI_Finalize for the others, and they for it.
-With ``--exec`` the rest is a command to become instead of a script, and SIGNAL what it gets when its parent ends.
+The process ends with the one that started it, whatever ends that: on Linux the kernel sees to it. An
+exception in the script ends MPI on all ranks; otherwise this rank would wait in MPI_Finalize for the others,
+and they for it. With ``--exec`` the rest is a command to become instead of a script, and SIGNAL what it gets
+when its parent ends.
 """
 
 from __future__ import annotations

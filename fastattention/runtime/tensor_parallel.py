@@ -1,8 +1,8 @@
 """Attention and output projection with heads split over ranks; AllReduce in tiles.
 
-Each rank holds its heads' q, k, v and its rows of the output matrix. The sequence is worked on in blocks: while the
-sum of one block over ranks is under way, the next is computed. `reference.tiling_allreduce` has the algorithm,
-the schedule and the choice of blocks.
+Each rank holds its heads' q, k, v and its rows of the output matrix. The sequence is worked on in blocks:
+while the sum of one block over ranks is under way, the next is computed. `reference.tiling_allreduce` has the
+algorithm, the schedule and the choice of blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from ..arrays import BFLOAT16
 from ..attention import attention
 from ..reference.tiling_allreduce import Costs, choose, even_sizes
-from .communicator import Communicator, agree
+from .communicator import Communicator, Handle, agree
 from .measure_allreduce import measure
 
 __all__ = ["measured_costs", "overlapped", "projected_attention"]
@@ -129,7 +129,7 @@ def overlapped(
         Rows of each block; together all.
     communicator : Communicator
     """
-    sums = []
+    sums: list[Handle] = []
     start = 0
     for size in sizes:
         block = out[start : start + size]

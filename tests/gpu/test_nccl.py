@@ -1,4 +1,4 @@
-"""Ranks on GPUs through NCCL: as many as there are, up to 4. By one GPU alone only the logic of one rank is seen."""
+"""Ranks on GPUs through NCCL: as many as there are, up to 4."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from fastattention import gpu
 
-pytestmark = pytest.mark.gpu
+_reason = gpu.why_not()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(_reason), reason=f"no CUDA device: {_reason}")]
 RUNTIME = Path(__file__).parents[1] / "runtime"
 
 
@@ -21,9 +22,8 @@ def _gpus() -> int:
 def launch(ranks: int, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     if _gpus() < ranks:
         pytest.skip(f"needs {ranks} GPUs, there are {_gpus()}")
-    command = [
-        sys.executable, "-m", "fastattention", "launch", "-n", str(ranks), "--gpus", str(RUNTIME / script), *arguments
-    ]  # fmt: skip
+    start = [sys.executable, "-m", "fastattention", "launch", "-n", str(ranks), "--gpus"]
+    command = [*start, str(RUNTIME / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 

@@ -1,4 +1,4 @@
-"""On every rank: greedy tokens of a split model. Arguments: the file, tokens of the prompt, how many to choose."""
+"""Greedy tokens of a split model, on every rank. Arguments: file, prompt in tokens, how many to choose."""
 
 from __future__ import annotations
 

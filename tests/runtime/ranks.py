@@ -27,9 +27,8 @@ needs_mpi = pytest.mark.skipif(bool(_reason), reason=_reason or "there is MPI")
 
 def launch(ranks: int, script: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run a script of this folder by ``fastattention launch --mpi``."""
-    command = [
-        sys.executable, "-m", "fastattention", "launch", "-n", str(ranks), "--mpi", str(HERE / script), *arguments
-    ]  # fmt: skip
+    start = [sys.executable, "-m", "fastattention", "launch", "-n", str(ranks), "--mpi"]
+    command = [*start, str(HERE / script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, check=False, env=environment

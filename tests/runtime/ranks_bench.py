@@ -1,4 +1,4 @@
-"""On every rank: the table of `fastattention.bench.allreduce`. Arguments: hidden, rows, dtype, [file for JSON].
+"""The table of `fastattention.bench.allreduce`. Arguments: hidden, rows, dtype, [file for JSON].
 
 fastattention launch -n 2 --gpus tests/runtime/ranks_bench.py 8192 16384 float16
 """

@@ -143,12 +143,13 @@ def test_nccl_outside_the_launcher(monkeypatch):
         Nccl()
 
 
+OTHER = "import os, sys, time\nif os.environ['FASTATTENTION_RANK'] == '0': time.sleep(60)\n"
 SCRIPTS = {
     "well": ("", 0, ""),
-    "one fails": ("import os, sys, time; time.sleep(60) if os.environ['FASTATTENTION_RANK'] == '0' else sys.exit(5)", 5, "rank 1 ended with code 5"),
-    "one raises": ("import os, time; time.sleep(60) if os.environ['FASTATTENTION_RANK'] == '0' else 1 / 0", 1, "ZeroDivisionError"),
-    "one is killed": ("import os, time; time.sleep(60) if os.environ['FASTATTENTION_RANK'] == '0' else os.kill(os.getpid(), 9)", 137, "SIGKILL"),
-}  # fmt: skip
+    "one fails": (OTHER + "sys.exit(5)", 5, "rank 1 ended with code 5"),
+    "one raises": (OTHER + "1 / 0", 1, "ZeroDivisionError"),
+    "one is killed": (OTHER + "os.kill(os.getpid(), 9)", 137, "SIGKILL"),
+}
 
 
 @pytest.mark.parametrize("case", SCRIPTS)

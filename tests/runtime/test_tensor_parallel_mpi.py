@@ -1,4 +1,4 @@
-"""Real ranks of MPI, started by ``fastattention launch``: the same answer as one rank, and faults that end."""
+"""Real ranks of MPI, by ``fastattention launch``: the same answer as one rank, and faults that end."""
 
 from __future__ import annotations
 
@@ -66,9 +66,8 @@ def test_a_rank_that_ends_takes_the_others_along(fault, message):
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_rank_outlives_the_launcher(kind):
-    command = [
-        sys.executable, "-m", "fastattention", "launch", "-n", "2", "--mpi", str(HERE / "ranks_faults.py"), "waits"
-    ]  # fmt: skip
+    start = [sys.executable, "-m", "fastattention", "launch", "-n", "2", "--mpi"]
+    command = [*start, str(HERE / "ranks_faults.py"), "waits"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         pids = [int(process.stdout.readline().split()[1]) for _ in range(2)]

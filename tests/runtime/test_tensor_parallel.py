@@ -10,6 +10,7 @@ import pytest
 from fastattention.reference.tiling_allreduce import Costs, projected
 
 from fastattention.bench.allreduce import operands, table
+from fastattention.cli import main
 from fastattention.runtime import launch as launcher
 from fastattention.runtime.communicator import ENGINE, Single, agree, connect
 from fastattention.runtime.mpi import load_mpi
@@ -160,3 +161,22 @@ def test_processes_of_gpu_ranks(case, tmp_path, capfd):
     script.write_text(code)
     assert launcher.launch_gpus(2, script) == expected
     assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-n", "0", __file__], "-n: expected at least 1, got 0"),
+        (["-n", "2", "no.py"], "no.py: no such file"),
+    ],
+)
+def test_launch_refuses(arguments, message, capsys):
+    assert main(["launch", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_launch_without_mpiexec(monkeypatch, capsys):
+    monkeypatch.setattr(launcher.shutil, "which", lambda *_, **__: None)
+    assert main(["launch", "-n", "2", "--mpi", __file__]) == 2
+    assert "there is no mpiexec" in (said := capsys.readouterr().err)
+    assert "fastattention[distributed]" in said

@@ -15,6 +15,10 @@ sitting; this order works well:
     FlashAttention-2: the two ideas above, tile by tile, without ever holding the score matrix.
 `tiling_mask`
     FastAttention's M-mask and B-masks: one small triangle that serves every tile.
+`two_level`
+    Blocks that units hand to each other, tiles inside that their buffers hold: an NPU's form and a GPU's.
+`two_level_counts`
+    What that moves between buffers, and how often units wait for each other, in closed form.
 `decode`
     Few queries, many keys: split the keys, work on the pieces apart, merge by log-sum-exp.
 `packed`
@@ -33,7 +37,7 @@ sitting; this order works well:
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
 `volta`, a package in this one to import by itself, has tensor cores lane by lane, shared memory bank by bank,
-and attention made of them.
+and attention made of them. `ascend`, another, models an NPU in time: what two-level tiling gains there.
 
 `attention` here is the oracle, `standard.attention`. `tiling.attention` and `decode.attention` take the same
 arguments and must give the same answer.
@@ -57,6 +61,8 @@ from . import (
     tiling,
     tiling_allreduce,
     tiling_mask,
+    two_level,
+    two_level_counts,
     visibility,
     worked_example,
 )
@@ -85,6 +91,8 @@ __all__ = [
     "tiling",
     "tiling_allreduce",
     "tiling_mask",
+    "two_level",
+    "two_level_counts",
     "visibility",
     "visible",
     "worked_example",

@@ -56,7 +56,7 @@ class Statistics:
     """What one run took.
 
     Times in seconds; `stop` is "end", "max-tokens", "context" or "interrupted". `attention` is whose
-    seconds attention's are: on a device only the CPU's part is timed.
+    seconds attention's are: on a device only the CPU's part is timed. `traffic` is what went between the two.
     """
 
     prompt_tokens: int = 0
@@ -69,6 +69,7 @@ class Statistics:
     decode_attention_seconds: float = 0.0
     stop: str = ""
     attention: str = "attention"
+    traffic: str = ""
 
     def line(self) -> str:
         """Return the run in one line for a person."""
@@ -85,6 +86,8 @@ class Statistics:
             parts.append(
                 f"decode {self.generated_tokens} tokens, {pace:.1f} ms a token ({self.attention} {share})"
             )
+        if self.traffic:
+            parts.append(self.traffic)
         parts.append(f"stopped: {self.stop}")
         return "; ".join(parts)
 
@@ -337,7 +340,7 @@ def _stream(
 
     text = TextStream(tokenizer)
     code = 0
-    with _progress_bar(len(tokens)) as progress:
+    with _progress_bar(len(tokens), session) as progress:
         steps = generate(
             session,
             tokens,
@@ -354,6 +357,7 @@ def _stream(
                 sys.stdout.flush()
         except KeyboardInterrupt:
             code = _INTERRUPTED
+    statistics.traffic = getattr(session, "traffic", "")
     if statistics.prompt_tokens:
         sys.stdout.write(text.finish() + "\n")
         sys.stdout.flush()
@@ -401,7 +405,7 @@ def _warn(message: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress_bar(total: int) -> Iterator[Any]:
+def _progress_bar(total: int, session: Session | OffloadedSession) -> Iterator[Any]:
     """Yield a callable that takes the tokens done so far, or None to take the bar away."""
     if total < _LONG_PROMPT or not sys.stderr.isatty():
         yield lambda done: None
@@ -412,16 +416,17 @@ def _progress_bar(total: int) -> Iterator[Any]:
         rich_progress.BarColumn(),
         rich_progress.MofNCompleteColumn(),
         rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[traffic]}"),
         console=console.Console(stderr=True),
         transient=True,
     )
-    task = bar.add_task("prefill", total=total)
+    task = bar.add_task("prefill", total=total, traffic="")
 
     def report(done: int | None) -> None:
         if done is None:
             bar.stop()
         elif done != total:
-            bar.update(task, completed=done)
+            bar.update(task, completed=done, traffic=getattr(session, "traffic", ""))
 
     with bar:
         yield report

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..runtime.traffic import traffic
 from .activations import Activations, Rows, activation_bytes
 from .device_llama import DeviceLayer, DeviceLlama
 from .device_ops import ops_for
@@ -104,6 +105,11 @@ class OffloadedSession:
     def attention_seconds(self) -> float:
         """Time that the CPU has spent attending so far."""
         return float(self.cache.statistics()["cpu_seconds"])
+
+    @property
+    def traffic(self) -> str:
+        """What has gone over the bus so far, and what the CPU has read: bytes, and bytes a second."""
+        return traffic(self.cache.statistics())
 
     @property
     def activation_bytes(self) -> int:

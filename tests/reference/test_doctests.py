@@ -9,7 +9,7 @@ import pkgutil
 import pytest
 
 import reference
-from reference import volta
+from reference import ascend, volta
 
 MODULES = sorted(
     info.name.removeprefix("reference.") for info in pkgutil.walk_packages(reference.__path__, "reference.")
@@ -34,8 +34,12 @@ def test_attention_itself_has_an_example(name):
 
 def test_every_module_is_exported():
     public = {name for name in MODULES if not name.startswith("_")}
-    assert {name for name in public if "." not in name} <= {*reference.__all__, "volta"}
-    assert {name.removeprefix("volta.") for name in public if "." in name} <= set(volta.__all__)
-    for package in (reference, volta):
+    assert {name for name in public if "." not in name} <= {*reference.__all__, "volta", "ascend"}
+    for package in (ascend, volta):
+        prefix = package.__name__.removeprefix("reference.") + "."
+        assert {name.removeprefix(prefix) for name in public if name.startswith(prefix)} <= set(
+            package.__all__
+        )
+    for package in (reference, ascend, volta):
         for name in package.__all__:
             assert hasattr(package, name)

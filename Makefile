@@ -36,7 +36,7 @@ help: ## list these targets
 
 dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench $(VENV)/.installed-models ## set up .venv: the package (rebuilt on import when its sources change) and the tools
 
-test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models $(CUDA_COMPILER) ## run the tests (ARGS="-k window" selects)
+test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models $(VENV)/.installed-distributed $(CUDA_COMPILER) ## run the tests (ARGS="-k window" selects)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run the same cases on the GPU, with every atom that it has

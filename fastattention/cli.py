@@ -75,6 +75,17 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_arguments(command)
     command.set_defaults(main=plan.main)
 
+    from .runtime import launch
+
+    command = commands.add_parser(
+        "launch",
+        help="run a Python script on several ranks: CPU ranks by MPI, GPUs by NCCL",
+        description="Run a Python script on several ranks, which find each other by "
+        "fastattention.runtime.communicator.connect(). When one fails, the others are stopped.",
+    )
+    launch.add_arguments(command)
+    command.set_defaults(main=launch.main)
+
     command = commands.add_parser(
         "config",
         help="show instruction set, threads, compiler and caches",

@@ -31,6 +31,8 @@ sitting; this order works well:
     Where a cache lies when it outgrows the GPU, and what that moves: arithmetic.
 `offload_time`
     How long a token and a prompt then take: classical, cooperative, split, in two halves.
+`tiling_allreduce`
+    Heads on several ranks, their sum block by block beside the next block's compute: the answer and the time.
 `worked_example`
     Four queries, four keys, the right numbers, and a common mistake taken apart.
 
@@ -57,6 +59,7 @@ from . import (
     scores,
     standard,
     tiling,
+    tiling_allreduce,
     tiling_mask,
     two_level,
     two_level_counts,
@@ -86,6 +89,7 @@ __all__ = [
     "scores",
     "standard",
     "tiling",
+    "tiling_allreduce",
     "tiling_mask",
     "two_level",
     "two_level_counts",

@@ -349,7 +349,7 @@ class Session:
             cache.append(k, v)
             cache.attend(q, causal=True, out=out, backend=self._backend, num_threads=self._num_threads)
             self.attention_seconds += time.perf_counter() - started
-            x += np.dot(mixed, layer.out, out=self._normed[:rows])
+            x += self._project(mixed, layer.out, self._normed[:rows])
             x += self._feed_forward(layer, self._normalise(x))
         self.position += rows
         return x
@@ -381,5 +381,8 @@ class Session:
         gated += 1
         gated *= half
         gated *= up
-        np.dot(gated, layer.down, out=x)
-        return x
+        return self._project(gated, layer.down, x)
+
+    def _project(self, x: FloatArray, matrix: FloatArray, out: FloatArray) -> FloatArray:
+        """Multiply back to the residual stream's width. Sessions on several ranks sum over them here."""
+        return np.dot(x, matrix, out=out)

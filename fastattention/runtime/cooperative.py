@@ -23,6 +23,7 @@ import numpy as np
 from ..cache import KVCache
 from ..cache_rows import storage_dtype
 from ..config import num_threads
+from ..validate import MAX_HEAD_DIM
 from .device import Device
 from .host_memory import available_bytes
 from .layers import Exchange, Holdings, HostLayer, Sizes
@@ -114,6 +115,8 @@ class CooperativeCache:
             "batch": batch, "q_heads": q_heads, "kv_heads": kv_heads, "capacity": capacity, "chunk": chunk,
             "slots": slots, "slot_tokens": slot_tokens,
         }  # fmt: skip
+        if not 1 <= head_dim <= MAX_HEAD_DIM:
+            raise ValueError(f"head_dim: expected 1 to {MAX_HEAD_DIM}, got {head_dim!r}")
         _check(placement, numbers, stored, compute, share, halves, threads)
         self._sizes = Sizes(batch, q_heads, kv_heads, head_dim, stored, compute, capacity)
         self._device = device

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ __all__ = ["HostMemory", "available_bytes", "numa_node_of_gpu"]
 
 _PAGE = 4096
 _HUGE = 2 << 20
-_MBIND = 237  # x86-64
+_MBIND = {"x86_64": 237, "aarch64": 235}  # the system call's number
 _MPOL_PREFERRED = 1
 
 #: Takes an address and a size; CUDA's hostRegister takes flags besides.
@@ -70,7 +71,7 @@ class HostMemory:
     register : (callable, callable), optional
         Called with (address, bytes) when the memory is there, and with the address before it goes.
     node : int, optional
-        NUMA node that the memory is to lie on, where that has room.
+        NUMA node that the memory is to lie on, where that has room; on x86-64 and Arm.
     threads : int, optional
         That touch it; by default one a core, 16 at most.
 
@@ -107,7 +108,7 @@ class HostMemory:
                 self._map.madvise(mmap.MADV_HUGEPAGE)
             self._bytes: NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
             self.address = int(self._bytes.ctypes.data)
-            if node is not None:
+            if node is not None and platform.machine() in _MBIND:
                 _prefer(self.address, size, node)
             _touch(self._bytes, threads)
             if register is not None:
@@ -153,7 +154,7 @@ def _prefer(address: int, nbytes: int, node: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     # The number of bits is one more than the highest, by an old habit of the kernel's.
     libc.syscall(
-        ctypes.c_long(_MBIND), ctypes.c_void_p(address), ctypes.c_ulong(nbytes),
+        ctypes.c_long(_MBIND[platform.machine()]), ctypes.c_void_p(address), ctypes.c_ulong(nbytes),
         ctypes.c_int(_MPOL_PREFERRED), words, ctypes.c_ulong(64 * len(words) + 1), ctypes.c_uint(0),
     )  # fmt: skip
 

@@ -64,3 +64,14 @@ def test_append(dtype: str, page_size: int | None, gpu_engine: Engine) -> None:
     q = rng.standard_normal((2, 4, 1, 40)).astype(np.float16)
     expected, got = caches[0].attend(q), caches[1].attend(to_device(q)).get()
     np.testing.assert_allclose(got.astype(np.float32), expected.astype(np.float32), rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize("dim", [64, 33])
+def test_merge(dim: int, gpu_engine: Engine) -> None:
+    rng = np.random.default_rng(0)
+    outs = [rng.standard_normal((2, 3, 5, dim)).astype(np.float16) for _ in range(9)]
+    lses = [rng.standard_normal((2, 3, 5)).astype(np.float32) for _ in range(9)]
+    want = fastattention.merge(list(zip(outs, lses, strict=True)))
+    there = [(to_device(out), to_device(lse)) for out, lse in zip(outs, lses, strict=True)]
+    for got, exact in zip(fastattention.merge(there), want, strict=True):
+        np.testing.assert_allclose(got.get().astype(np.float32), exact.astype(np.float32), atol=2e-3)

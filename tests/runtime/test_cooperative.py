@@ -340,6 +340,7 @@ def test_host_memory_is_given_back():
     [
         ({"placement": ("gpu", "disk")}, "placement: expected one of"),
         ({"placement": ()}, "placement: expected one of"),
+        ({"head_dim": 257}, "head_dim: expected 1 to 256, got 257"),
         ({"batch": 0}, "batch: expected a whole number of at least 1, got 0"),
         ({"q_heads": 3}, "q_heads: expected a multiple of kv_heads, 2, got 3"),
         ({"capacity": 2.5}, "capacity: expected a whole number"),

@@ -52,7 +52,9 @@ def test_mask_and_lengths_move_with_the_block(call):
 
 def test_costs_are_measured(call):
     costs = measured_costs(*call, Single(), causal=True)
-    assert costs.compute > 0
+    # So small a call may be all overhead, when the machine has other things to do meanwhile.
+    assert costs.compute >= 0
+    assert costs.compute + costs.compute_overhead > 0
     assert costs.slowdown >= 1
 
 

@@ -22,6 +22,7 @@ _ask = not {_SPINS, "OMP_WAIT_POLICY"} & os.environ.keys()
 if _ask:
     os.environ[_SPINS] = "5000"
 try:
+    from . import interrupt
     from ._native import ffi, lib
 finally:
     if _ask:
@@ -225,8 +226,13 @@ def attention(
     ------
     MemoryError
         When the workspace (under 4 MiB a thread) cannot be allocated; `out` is then untouched.
+    BaseException
+        What a signal's handler raised in a long call, such as KeyboardInterrupt; what `out` and `lse` hold
+        then means nothing.
     """
     status = lib.fa_attention(_problem(q, k, v, out, lse, **options))
+    if status == lib.FA_STOPPED:
+        raise interrupt.reason()
     if status == lib.FA_NO_MEMORY:
         raise MemoryError("attention: the kernels could not allocate their workspace")
     if status != lib.FA_OK:
@@ -305,6 +311,8 @@ class HostStep:
     def run(self) -> None:
         """Run it here; `check` says how it went."""
         lib.fa_host_step_run(self._step)
+        if self._step.status == lib.FA_STOPPED:
+            raise interrupt.reason()
 
     @property
     def function(self) -> int:

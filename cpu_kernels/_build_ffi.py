@@ -16,4 +16,6 @@ def declarations(header: str) -> str:
 
 ffibuilder = FFI()
 ffibuilder.cdef(declarations(HEADER.read_text(encoding="utf-8")))
+# What long calls ask whether to go on: interrupt.py.
+ffibuilder.cdef('extern "Python" int32_t fa_python_goes_on(void);')
 ffibuilder.set_source("fastattention.cpu_kernels._native", '#include "fastattention.h"')

@@ -32,7 +32,7 @@ inline int64_t rows_ahead(int64_t dim, int64_t query_rows) {
 }
 
 struct DecodeSpace {
-  float *q, *scores, *output, *scales;
+  float *q, *scores, *output, *scales, *tile_output;
   int64_t q_stride, score_stride, output_stride;
   size_t bytes;
   DecodeSpace(const fa_problem &p, const Tiles &tiles, void *memory) {
@@ -44,6 +44,7 @@ struct DecodeSpace {
     scores = arena.take<float>(tiles.item_rows * score_stride);
     output = arena.take<float>(tiles.item_heads * tiles.item_rows * output_stride);
     scales = arena.take<float>(score_stride);
+    tile_output = arena.take<float>(tiles.item_rows * output_stride);
     bytes = arena.used;
   }
 };
@@ -159,17 +160,17 @@ inline void score_group(const DecodeSpace &space, int64_t row, int64_t first, co
       s[r * space.score_stride + j] = one_score(q + r * space.q_stride, k + j * stride, dim);
 }
 
-// O[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W); with !WHOLE, C is 1 and n elements wide.
-// Always inlined, as output_rows: left to itself GCC calls them for each tile, which costs up to a tenth of
-// the time of 16-bit caches.
-template <int R, int C, bool WHOLE, class T, class Requests>
+// out[r][0 .. C W) += sum over keys of weight[r][j] * v[j][0 .. C W); with !WHOLE, C is 1 and n elements
+// wide. AFRESH, the sum begins at zero; else it goes on from what is there. Always inlined, as output_rows:
+// left to itself GCC calls them for each tile, which costs up to a tenth of the time of 16-bit caches.
+template <int R, int C, bool WHOLE, bool AFRESH, class T, class Requests>
 __attribute__((always_inline)) inline void output_group(const float *weights, int64_t w_stride, const T *v,
                                                         int64_t stride, int64_t keys, float *out,
                                                         int64_t out_stride, int n, int64_t first,
                                                         Requests requests) {
   F acc[R][C];
   FA_UNROLL for (int r = 0; r < R; ++r) {
-    FA_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = load(out + r * out_stride + c * W);
+    FA_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = AFRESH ? zero() : load(out + r * out_stride + c * W);
   }
   for (int64_t j = 0; j < keys; ++j) {
     const int64_t ahead = requests.at(first + j);
@@ -185,19 +186,22 @@ __attribute__((always_inline)) inline void output_group(const float *weights, in
     }
   }
   FA_UNROLL for (int r = 0; r < R; ++r) {
-    FA_UNROLL for (int c = 0; c < C; ++c) store(out + r * out_stride + c * W, acc[r][c]);
+    FA_UNROLL for (int c = 0; c < C; ++c) {
+      float *const at = out + r * out_stride + c * W;
+      store(at, AFRESH ? add(load(at), acc[r][c]) : acc[r][c]);
+    }
   }
 }
 
-template <int R, class T, class Requests>
-__attribute__((always_inline)) inline void output_rows(const DecodeSpace &space, int64_t row, int64_t first,
-                                                       const T *v, int64_t stride, int64_t keys, int64_t dim,
-                                                       Requests requests) {
+template <int R, bool AFRESH, class T, class Requests>
+__attribute__((always_inline)) inline void output_rows(const DecodeSpace &space, float *sums, int64_t row,
+                                                       int64_t first, const T *v, int64_t stride,
+                                                       int64_t keys, int64_t dim, Requests requests) {
   const float *weights = space.scores + row * space.score_stride + first;
-  float *out = space.output + row * space.output_stride;
+  float *out = sums + row * space.output_stride;
   int64_t c = 0;
   const auto columns = [&](auto count, auto whole) {
-    output_group<R, decltype(count)::value, decltype(whole)::value != 0>(
+    output_group<R, decltype(count)::value, decltype(whole)::value != 0, AFRESH>(
         weights, space.score_stride, v + c, stride, keys, out + c, space.output_stride,
         static_cast<int>(dim - c), first, requests);
     c += decltype(count)::value * W;
@@ -388,13 +392,33 @@ struct RowDecoder {
         for (int r = 0; r < rows; ++r)
           multiply_row(space.scales, keys, space.scores + r * space.score_stride);
       }
-      each_run<T>(v, turn, key, keys, v_ahead, [&](const Run<T> &run) {
-        each_row_group(rows, [&](auto group, int r) {
-          output_rows<decltype(group)::value>(space, r, run.j, run.at, v.row_bytes / size, run.n, p.v_dim,
-                                              requests_of(r, run.ahead));
-        });
-      });
+      add_values(turn, key, keys, v_ahead);
     }
+  }
+
+  // A tile's sum begins at zero (output_columns in products.hpp says why), but for 16-bit values: their short
+  // tiles are bound by arithmetic, of which that would be a twentieth more, and an output of 16 bits would
+  // not show it. Of pages, a tile may be several pieces, which must add up to the same bits.
+  void add_values(const Turn &turn, int64_t key, int64_t keys, int64_t v_ahead) {
+    if constexpr (sizeof(T) == 2) return multiply_values<false>(space.output, turn, key, keys, v_ahead);
+    if (!v.table) return multiply_values<true>(space.output, turn, key, keys, v_ahead);
+    const int64_t count = rows * space.output_stride;
+    std::memset(space.tile_output, 0, static_cast<size_t>(count) * sizeof(float));
+    multiply_values<false>(space.tile_output, turn, key, keys, v_ahead);
+    for (int64_t i = 0; i < count; i += W)
+      store(space.output + i, add(load(space.output + i), load(space.tile_output + i)));
+  }
+
+  template <bool AFRESH>
+  __attribute__((always_inline)) inline void multiply_values(float *sums, const Turn &turn, int64_t key,
+                                                             int64_t keys, int64_t v_ahead) {
+    each_run<T>(v, turn, key, keys, v_ahead, [&](const Run<T> &run) {
+      each_row_group(rows, [&](auto group, int r) {
+        output_rows<decltype(group)::value, AFRESH>(space, sums, r, run.j, run.at,
+                                                    v.row_bytes / static_cast<int64_t>(sizeof(T)), run.n,
+                                                    p.v_dim, requests_of(r, run.ahead));
+      });
+    });
   }
 
   void finish() {

@@ -2,6 +2,7 @@
 // libraries.
 #include <omp.h>
 #include <pthread.h>
+#include <time.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -26,6 +27,7 @@ struct Run {
   Item *items; /* sorted, longest first */
   Item *groups; /* with splits: one entry for each set of rows whose parts are merged */
   int64_t item_count, group_count, splits, part_floats;
+  fa::Watch *watch; /* NULL: nobody can stop it */
   char *workspaces;
   size_t workspace_bytes;
   int threads;
@@ -92,6 +94,7 @@ void make_items(Run &run, float *partials) {
         item.kv_heads = static_cast<int32_t>(std::min(run.tiles.item_heads, p.kv_heads - head));
         item.row_begin = block * run.tiles.item_rows;
         item.rows = std::min(run.tiles.item_rows, rows - item.row_begin);
+        item.watch = run.watch;
         if (run.splits > 1) {
           item.partial = partials + item_count * run.part_floats;
           for (int64_t h = 0; h < item.kv_heads; ++h) {
@@ -129,19 +132,43 @@ void merge_group(const Run &run, int64_t i, void *workspace) {
                      workspace);
 }
 
+// Whether to take one more item; asks first, where it is time to.
+bool goes_on(const Run &run) {
+  if (!run.watch) return true;
+  if (fa::is_due(*run.watch)) fa::ask(*run.watch);
+  return !fa::is_stopped(*run.watch);
+}
+
+// A caller of a long call goes on asking while others have items left: an item may take seconds.
+void wait_for_items(const Run &run, const int64_t &left) {
+  constexpr timespec PAUSE = {0, 100'000};
+  while (__atomic_load_n(&left, __ATOMIC_RELAXED) > 0) {
+    goes_on(run);
+    nanosleep(&PAUSE, nullptr);
+  }
+}
+
 void run_parallel(const Run &run) {
   if (run.threads == 1) {
-    for (int64_t i = 0; i < run.item_count; ++i) run_item(run, i, run.workspaces);
-    for (int64_t i = 0; i < run.group_count; ++i) merge_group(run, i, run.workspaces);
+    for (int64_t i = 0; i < run.item_count && goes_on(run); ++i) run_item(run, i, run.workspaces);
+    for (int64_t i = 0; i < run.group_count && goes_on(run); ++i) merge_group(run, i, run.workspaces);
     return;
   }
+  int64_t left = run.item_count;
 #pragma omp parallel num_threads(run.threads)
   {
-    void *const workspace = run.workspaces + run.workspace_bytes * static_cast<size_t>(omp_get_thread_num());
+    const int number = omp_get_thread_num();
+    void *const workspace = run.workspaces + run.workspace_bytes * static_cast<size_t>(number);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t i = 0; i < run.item_count; ++i) {
+      if (goes_on(run)) run_item(run, i, workspace);
+      if (run.watch) __atomic_fetch_sub(&left, 1, __ATOMIC_RELAXED);
+    }
+    if (number == 0 && run.watch && fa::was_asked(*run.watch)) wait_for_items(run, left);
+#pragma omp barrier
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < run.item_count; ++i) run_item(run, i, workspace);
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < run.group_count; ++i) merge_group(run, i, workspace);
+    for (int64_t i = 0; i < run.group_count; ++i)
+      if (goes_on(run)) merge_group(run, i, workspace);
   }
 }
 
@@ -159,15 +186,29 @@ void *run_in_thread(void *run) {
   return nullptr;
 }
 
+// The caller asks meanwhile: the new thread is not the one that is watched.
+void wait_for(pthread_t thread, const Run &run) {
+  while (run.watch) {
+    timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 10'000'000;
+    until.tv_sec += until.tv_nsec / 1'000'000'000;
+    until.tv_nsec %= 1'000'000'000;
+    if (pthread_timedjoin_np(thread, nullptr, &until) == 0) return;
+    goes_on(run);
+  }
+  pthread_join(thread, nullptr);
+}
+
 int execute(Run &run) {
   if (run.threads > 1 && team_lost) {
     pthread_t thread;
     if (pthread_create(&thread, nullptr, run_in_thread, &run) != 0) return FA_NO_MEMORY;
-    pthread_join(thread, nullptr);
-    return FA_OK;
+    wait_for(thread, run);
+  } else {
+    run_parallel(run);
   }
-  run_parallel(run);
-  return FA_OK;
+  return run.watch && fa::is_stopped(*run.watch) ? FA_STOPPED : FA_OK;
 }
 
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -215,6 +256,7 @@ extern "C" int fa_attention(const fa_problem *problem) {
   const fa_problem &p = *problem;
   Run run = {};
   Memory sizes = {};
+  fa::Watch watch;
   if (!fa::kernels_of(p.isa)) return FA_NO_ISA;
   if (p.batch == 0 || p.q_heads == 0 || p.q_len == 0) return FA_OK;
   plan_run(p, run, sizes);
@@ -227,6 +269,7 @@ extern "C" int fa_attention(const fa_problem *problem) {
   run.items = reinterpret_cast<Item *>(items);
   run.groups = reinterpret_cast<Item *>(groups);
   run.workspaces = memory + sizes.shared();
+  run.watch = fa::begin_watch(watch) ? &watch : nullptr;
   for (int64_t b = 0; b < p.batch; ++b) run.sequences[b] = sequence_of(p, b);
   make_items(run, reinterpret_cast<float *>(partials));
   const int status = execute(run);

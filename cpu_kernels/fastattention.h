@@ -24,7 +24,7 @@ enum fa_isa {
   FA_ISA_AMX,
   FA_ISA_COUNT
 };
-enum fa_status { FA_OK, FA_NO_MEMORY, FA_NO_ISA, FA_NOT_FINITE };
+enum fa_status { FA_OK, FA_NO_MEMORY, FA_NO_ISA, FA_NOT_FINITE, FA_STOPPED };
 
 typedef struct fa_problem {
   /* Sizes. With cu_seqlens, batch is the number of sequences, q_len and k_len the longest of them. */
@@ -71,6 +71,11 @@ typedef struct fa_problem {
 } fa_problem;
 
 int fa_attention(const fa_problem *problem);
+
+/* Lets long calls be stopped. While a call that `thread` (a pthread_t) has made goes on, that thread asks
+ * `go_on` some twenty times a second. Where the answer is 0, the call returns FA_STOPPED soon after, and what
+ * lies in its outputs means nothing. NULL: nobody is asked. Not to be set while a call runs. */
+void fa_set_watch(int32_t (*go_on)(void), uintptr_t thread);
 
 /* What fa_attention would do with a problem: which kernels, which tiles, how much memory. */
 typedef struct fa_plan {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "fastattention.h"
+#include "watch.hpp"
 
 namespace fa {
 
@@ -30,6 +31,7 @@ struct Item {
   int64_t key_begin, key_end;
   float *partial; /* NULL: write out and lse; else kv_heads x rows x (v_dim + 1): normalised output, log of
                      the denominator */
+  Watch *watch; /* NULL: nobody can stop the call */
 };
 
 constexpr int64_t MAX_SUB_BLOCKS = 32;  // of an item

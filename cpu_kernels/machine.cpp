@@ -2,9 +2,11 @@
 #include <omp.h>
 #include <unistd.h>
 
-#if defined(__linux__) && defined(__x86_64__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
+#endif
 #endif
 
 #include "fastattention.h"
@@ -13,6 +15,15 @@
 
 namespace fa {
 namespace {
+
+#if defined(FA_HAVE_AVX2)
+// Clang before 15 does not know the name that GCC's builtin has for it. That the system keeps the registers
+// is asked with AVX2.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29);
+}
+#endif
 
 // From so many query rows of a KV head on tiles decode a cache faster: of bfloat16 than dot products of
 // float32, where up to four rows share each key and value once it is widened, of int8 than those of bytes.
@@ -42,15 +53,14 @@ const Kernels *kernels_of(int isa) {
     case FA_ISA_BASELINE: return &kernels_baseline;
 #if defined(FA_HAVE_AVX2)
     case FA_ISA_AVX2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
-                 ? &kernels_avx2
-                 : nullptr;
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c() ? &kernels_avx2
+                                                                                           : nullptr;
 #endif
 #if defined(FA_HAVE_AVX512)
     case FA_ISA_AVX512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                     __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")
+                     __builtin_cpu_supports("fma") && has_f16c()
                  ? &kernels_avx512
                  : nullptr;
 #endif
@@ -65,7 +75,9 @@ const Kernels *kernels_of(int isa) {
                                                                                : nullptr;
 #endif
 #if defined(FA_HAVE_AMX)
-    case FA_ISA_AMX: return kernels_of(FA_ISA_AVX512) && has_amx() ? &kernels_amx : nullptr;
+    case FA_ISA_AMX:  // which sums its weights by the dot product of bfloat16
+      return kernels_of(FA_ISA_AVX512) && __builtin_cpu_supports("avx512bf16") && has_amx() ? &kernels_amx
+                                                                                            : nullptr;
 #endif
     default: return nullptr;
   }

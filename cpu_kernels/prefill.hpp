@@ -61,11 +61,16 @@ inline void load_queries(const fa_problem &p, const Sequence &seq, const Item &i
     transpose_in(staging, stride, p.head_dim, block.qt + n * W, lanes);
   }
   std::memset(block.ot, 0, static_cast<size_t>(p.v_dim * lanes) * sizeof(float));
+  if (!block.aside) return;
+  std::memset(block.aside, 0, static_cast<size_t>(p.v_dim * lanes) * sizeof(float));
+  std::memset(block.l_aside, 0, static_cast<size_t>(lanes) * sizeof(float));
 }
 
 inline void end_sub_block(const fa_problem &p, const Sequence &seq, const Item &item, int64_t row_begin,
                           const SubBlock &block, float *staging) {
   const int64_t lanes = block.nv * W, stride = round_up(p.v_dim, W);
+  const float *const ot = block.aside ? block.aside : block.ot, *const l =
+                                                                    block.aside ? block.l_aside : block.l;
   const float unit = is_modified(p) ? 1.0f : static_cast<float>(LN2);  // of the maxima
   for (int n = 0; n < block.nv; ++n) {
     Finish ends[W];
@@ -74,16 +79,19 @@ inline void end_sub_block(const fa_problem &p, const Sequence &seq, const Item &
     for (int64_t i = 0; i < W; ++i) {
       const int64_t lane = n * W + i;
       ends[i] = {0, 0, true};
-      if (i < rows)
-        ends[i] = finish_state(p, item, row_of(p, item, row_begin + lane).head, -block.neg_m[lane] * unit,
-                               block.l[lane]);
-      factors[i] = ends[i].factor;
+      factors[i] = 0.0f;
+      if (i >= rows) continue;
+      const int64_t head = row_of(p, item, row_begin + lane).head;
+      const float m = -block.neg_m[lane] * unit;
+      ends[i] = finish_state(p, item, head, m, l[lane]);
+      factors[i] =
+          block.rounded ? finish_state(p, item, head, m, block.rounded[lane]).factor : ends[i].factor;
     }
     const F factor = load(factors);
     for (int64_t c = 0; c < p.v_dim; c += W) {
       F t[W];
       for (int i = 0; i < W; ++i)
-        t[i] = c + i < p.v_dim ? mul(load(block.ot + (c + i) * lanes + n * W), factor) : zero();
+        t[i] = c + i < p.v_dim ? mul(load(ot + (c + i) * lanes + n * W), factor) : zero();
       transpose(t);
       for (int i = 0; i < W; ++i) store(staging + i * stride + c, t[i]);
     }
@@ -158,6 +166,17 @@ inline Panels value_panels(const fa_problem &p, const KvSource &src, int64_t key
   return {buffer, panel};
 }
 
+// Whether the caller still wants this item, who is asked where it is time to: never in the middle of a tile.
+inline bool goes_on(const Item &item, unsigned denormals) {
+  if (!item.watch) return true;
+  if (fa::is_due(*item.watch)) {
+    restore_denormals(denormals);
+    fa::ask(*item.watch);
+    flush_denormals();
+  }
+  return !fa::is_stopped(*item.watch);
+}
+
 inline size_t prefill_bytes(const fa_problem &p, const Tiles &tiles) {
   return PrefillSpace(p, tiles, nullptr).bytes;
 }
@@ -173,6 +192,7 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
   int count = 0;
   int64_t lane = 0, begin = item.key_end, end = item.key_begin;
   int64_t *const mask_rows = space.mask_rows;
+  int64_t since_aside[fa::MAX_SUB_BLOCKS] = {};  // keys
   bool begun[fa::MAX_SUB_BLOCKS] = {}, ended[fa::MAX_SUB_BLOCKS] = {};
   for (int64_t row = 0; row < item.rows; row += SUB_ROWS, ++count) {
     SubBlock &block = blocks[count];
@@ -185,6 +205,9 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
     block.neg_m = lanes;
     block.limit = lanes + width;
     block.l = lanes + 2 * width;
+    block.aside = space.aside ? space.aside + lane * p.v_dim : nullptr;
+    block.l_aside = lanes + 3 * width;
+    block.rounded = nullptr;
     block.first = space.intervals + 2 * lane;
     block.last = block.first + width;
     begin_rows(p, seq, item, row, block, mask_rows + lane, positions + lane, slopes + lane);
@@ -200,7 +223,7 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
   const KvSource k = {key_source(p, seq, item.kv_head), key_scales(p, seq, item.kv_head)};
   const KvSource v = {value_source(p, seq, item.kv_head), value_scales(p, seq, item.kv_head)};
   begin -= begin % tiles.key_tile;  // tiles do not depend on which sub-blocks make the item
-  for (int64_t key = begin; key < end; key += tiles.key_tile) {
+  for (int64_t key = begin; key < end && goes_on(item, denormals); key += tiles.key_tile) {
     const int64_t keys = minimum(tiles.key_tile, end - key);
     const Panels kt = key_panels(p, k, key, keys, space.k_rows, space.k_tile);
     const Panels vt = value_panels(p, v, key, keys, space.v_tile);
@@ -231,12 +254,18 @@ inline void prefill(const fa_problem &p, const Sequence &seq, const Item &item, 
       const int64_t from = first / KR * KR, to = minimum(round_up(last + 1, KR), keys);
       attend_sub_block(p, block, modifiers[b], {kt.at + from / KR * kt.stride, kt.stride},
                        {vt.at + from * KR, vt.stride}, key + from, to - from, space.scores, ahead);
+      since_aside[b] += keys;
+      if (block.aside && (ends || since_aside[b] >= ASIDE_KEYS)) {
+        put_aside(block, p.v_dim);
+        since_aside[b] = 0;
+      }
       if (ends) end_sub_block(p, seq, item, row, block, space.staging);
       ended[b] = ends;
     }
   }
   for (int b = 0; b < count; ++b) {
     if (ended[b]) continue;
+    blocks[b].aside = nullptr;
     std::memset(blocks[b].ot, 0, static_cast<size_t>(p.v_dim * blocks[b].nv * W) * sizeof(float));
     end_sub_block(p, seq, item, b * SUB_ROWS, blocks[b], space.staging);  // its rows see no key
   }

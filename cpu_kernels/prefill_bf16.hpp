@@ -7,8 +7,10 @@
 // tile and all its sub-blocks, and the weights of two neighbouring keys, which lie under each other, as
 // pairs.
 //
-// Scores, maxima, sums and outputs are float32. Weights are rounded to bfloat16, relative to a maximum that
-// lags by at most LAZY, so their relative error is 2^-9 whatever their size.
+// Scores, maxima, sums and outputs are float32. Weights are rounded to bfloat16, by 2^-8 of their size at
+// most, relative to a maximum that lags by at most LAZY. The output is divided by the sum of the rounded
+// weights, so that a row with one large weight gets its value all but exactly. The log-sum-exp takes that of
+// the weights before they are rounded, which is summed up where it is asked for.
 #pragma once
 #include <type_traits>
 
@@ -44,7 +46,7 @@ struct PairSpace {
     scores = arena.take<float>(SLICE * PAIR_SUB_ROWS);
     weights_stride = keys / 2 * PAIR_SUB_ROWS;
     weights = arena.take<uint32_t>(TOGETHER * weights_stride);
-    lanes = arena.take<float>(tiles.item_rows * 3);
+    lanes = arena.take<float>(tiles.item_rows * 4);
     intervals = arena.take<int32_t>(tiles.item_rows * 2);
     mask_rows = arena.take<int64_t>(tiles.item_rows);
     staging = arena.take<float>(W * maximum(d_pairs, round_up(p.v_dim, W)));
@@ -174,6 +176,7 @@ void raise_reference(PairBlock &pair_block, const PairSpace &space, const PairTi
     store(block.neg_m + n * W, moved);
     store(block.limit + n * W, select_gt(growth[n], limit, set1(LAZY), limit));
     store(block.l + n * W, mul(load(block.l + n * W), factor[n]));
+    if (block.rounded != block.l) store(block.rounded + n * W, mul(load(block.rounded + n * W), factor[n]));
   }
   for (int64_t c = 0; c < space.v_rows; ++c)
     for (int n = 0; n < NV; ++n)
@@ -198,24 +201,31 @@ void largest_scores(const float *s, int64_t keys, float *top) {
 
 // Two vectors of weights, of one key and the next, as bfloat16 pairs. Half a unit in the last place is added,
 // the rest cut off.
-inline void store_pairs(uint32_t *dst, F first, F second) {
+inline __m512i pairs_of(F first, F second) {
   asm("" : "+v"(first), "+v"(second));  // else GCC 12 sends both through memory to make integers of them
   const __m512i half_unit = _mm512_set1_epi32(0x8000),
                 high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   const __m512i a = _mm512_add_epi32(_mm512_castps_si512(first), half_unit);
   const __m512i b = _mm512_add_epi32(_mm512_castps_si512(second), half_unit);
   // (b & high) | (a >> 16)
-  _mm512_storeu_si512(dst, _mm512_ternarylogic_epi32(b, high, _mm512_srli_epi32(a, 16), 0xea));
+  return _mm512_ternarylogic_epi32(b, high, _mm512_srli_epi32(a, 16), 0xea);
 }
 
-// weights[pair] = 2^(s factor + reference); l collects the sums. Where one of these sums exceeds `most`, l
-// stays as it was, and the answer is false.
-template <int NV>
+// sum += both elements of each pair.
+inline void add_pairs(F &sum, __m512i pairs) {
+  const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3f803f80));
+  sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(pairs), ones);
+}
+
+// weights[pair] = 2^(s factor + reference). `rounded` collects the sums of what is written, l, where it is an
+// array of its own (BOTH), those before rounding. Where a sum exceeds `most`, both stay as they were, and the
+// answer is false.
+template <int NV, bool BOTH>
 bool weights_pairs(const SubBlock &block, const float *reference, float factor, float most, int64_t keys,
                    const float *s, uint32_t *weights) {
-  F sum[NV], origin[NV];
+  F sum[NV], rounded[NV], origin[NV];
   for (int n = 0; n < NV; ++n) {
-    sum[n] = zero();
+    sum[n] = rounded[n] = zero();
     origin[n] = load(reference + n * W);
   }
   const F unit = set1(factor);
@@ -223,13 +233,18 @@ bool weights_pairs(const SubBlock &block, const float *reference, float factor, 
     for (int n = 0; n < NV; ++n) {
       const F a = exp2(fma(load(s + (j * NV + n) * W), unit, origin[n]));
       const F b = exp2(fma(load(s + ((j + 1) * NV + n) * W), unit, origin[n]));
-      sum[n] = add(sum[n], add(a, b));
-      store_pairs(weights + (j / 2 * NV + n) * W, a, b);
+      const __m512i pairs = pairs_of(a, b);
+      if constexpr (BOTH) sum[n] = add(sum[n], add(a, b));
+      add_pairs(rounded[n], pairs);
+      _mm512_storeu_si512(weights + (j / 2 * NV + n) * W, pairs);
     }
   bool large = false;
-  for (int n = 0; n < NV; ++n) large |= any_gt(sum[n], set1(most));
+  for (int n = 0; n < NV; ++n) large |= any_gt(rounded[n], set1(most));
   if (large) return false;
-  for (int n = 0; n < NV; ++n) store(block.l + n * W, add(load(block.l + n * W), sum[n]));
+  for (int n = 0; n < NV; ++n) {
+    if constexpr (BOTH) store(block.l + n * W, add(load(block.l + n * W), sum[n]));
+    store(block.rounded + n * W, add(load(block.rounded + n * W), rounded[n]));
+  }
   return true;
 }
 
@@ -251,10 +266,14 @@ void weigh_slice(const fa_problem &p, PairBlock &pair_block, const PairSpace &sp
   for (int64_t i = keys * NV; i < padded * NV; ++i) store(s + i * W, set1(-INFINITY));
   // A scale of 0 gives equal weights; so does the smallest normal number, which keeps hidden scores at -inf.
   const float plain = maximum(scale * LOG2E, 0x1p-126f);
+  const auto weigh = [&](const float *origin, float unit, float most) {
+    return block.l == block.rounded ? weights_pairs<NV, false>(block, origin, unit, most, padded, s, weights)
+                                    : weights_pairs<NV, true>(block, origin, unit, most, padded, s, weights);
+  };
   const bool seen = pair_block.settled && full && !mod.any;
   pair_block.settled |= full && !mod.any;
   // Once every row has a reference, maxima are looked for only where the sums tell of one far above it.
-  if (seen && weights_pairs<NV>(block, block.neg_m, plain, LARGE_SUM, padded, s, weights)) {
+  if (seen && weigh(block.neg_m, plain, LARGE_SUM)) {
     pair_block.weighed = first + padded;
     return;
   }
@@ -278,7 +297,7 @@ void weigh_slice(const fa_problem &p, PairBlock &pair_block, const PairSpace &sp
     raise_reference<NV>(pair_block, space, tile, top, 1.0f);
     for (int n = 0; n < NV; ++n) store(reference + n * W, load(block.neg_m + n * W));
   }
-  weights_pairs<NV>(block, reference, factor, INFINITY, padded, s, weights);
+  weigh(reference, factor, INFINITY);
   pair_block.weighed = first + padded;
 }
 
@@ -320,7 +339,6 @@ inline size_t prefill_bf16_bytes(const fa_problem &p, const Tiles &tiles) {
 inline void prefill_bf16(const fa_problem &p, const Sequence &seq, const Item &item, const Tiles &tiles,
                          void *workspace) {
   const unsigned denormals = flush_denormals();
-  const PairUnit unit;
   const PairSpace space(p, tiles, workspace);
   PairBlock blocks[fa::MAX_SUB_BLOCKS];
   int64_t positions[fa::MAX_SUB_BLOCKS * PAIR_SUB_ROWS];
@@ -332,12 +350,14 @@ inline void prefill_bf16(const fa_problem &p, const Sequence &seq, const Item &i
     block.rows = minimum<int64_t>(PAIR_SUB_ROWS, item.rows - row);
     block.nv = static_cast<int>((block.rows + W - 1) / W);
     const int64_t width = block.nv * W;
-    float *const lanes = space.lanes + 3 * lane;
+    float *const lanes = space.lanes + 4 * lane;
     uint32_t *const q = space.q + lane * space.d_pairs;
     block.ot = space.ot + lane * space.v_rows;
     block.neg_m = lanes;
     block.limit = lanes + width;
-    block.l = lanes + 2 * width;
+    block.rounded = lanes + 2 * width;
+    block.l = p.lse || item.partial ? lanes + 3 * width : block.rounded;
+    block.aside = block.l_aside = nullptr;
     block.first = space.intervals + 2 * lane;
     block.last = block.first + width;
     begin_rows(p, seq, item, row, block, space.mask_rows + lane, positions + lane, slopes + lane);
@@ -345,6 +365,7 @@ inline void prefill_bf16(const fa_problem &p, const Sequence &seq, const Item &i
       pack_queries(p, seq, item, row + n * W, minimum<int64_t>(W, block.rows - n * W), space.d_pairs,
                    space.staging, q + n * W, width);
     std::memset(block.ot, 0, static_cast<size_t>(space.v_rows * width) * sizeof(float));
+    std::memset(block.rounded, 0, static_cast<size_t>(width) * sizeof(float));
     blocks[count].q = q;
     blocks[count].settled = false;
     blocks[count].weights = space.weights + count % TOGETHER * space.weights_stride;
@@ -358,7 +379,8 @@ inline void prefill_bf16(const fa_problem &p, const Sequence &seq, const Item &i
 
   const KvRows k = key_source(p, seq, item.kv_head), v = value_source(p, seq, item.kv_head);
   begin -= begin % tiles.key_tile;  // tiles do not depend on which sub-blocks make the item
-  for (int64_t key = begin; key < end; key += tiles.key_tile) {
+  for (int64_t key = begin; key < end && goes_on(item, denormals); key += tiles.key_tile) {
+    const PairUnit unit;  // for a tile only: between them, others may need the registers
     const int64_t keys = minimum(tiles.key_tile, end - key);
     lay_keys(k, p.head_dim, key, keys, space.k_tile, space.k_layout);
     lay_values(v, p.v_dim, key, keys, space.v_tile, space.v_layout);

@@ -40,15 +40,18 @@ inline void multiply(F (&acc)[R][NV], const float *panel, const float *y, int64_
   for (; i < count; ++i, panel += KR, y += SV * W) multiply_step<SV, NV, R, 1>(acc, panel, y);
 }
 
+// What is added to a score, minus the row's reference maximum, comes last: were it the first of the sum, each
+// product would be rounded at the maximum's size, which is often far above the product's.
 template <int SV, int NV, int K, bool TOP>
-[[gnu::noinline]] void score_rows(const float *qt, const float *k, int64_t head_dim, const float *init,
+[[gnu::noinline]] void score_rows(const float *qt, const float *k, int64_t head_dim, const float *shift,
                                   float *s, float *top) {
   F acc[K][NV];
-  FA_UNROLL for (int n = 0; n < NV; ++n) {
-    const F start = load(init + n * W);
-    FA_UNROLL for (int r = 0; r < K; ++r) acc[r][n] = start;
-  }
+  FA_UNROLL for (int r = 0; r < K; ++r) { FA_UNROLL for (int n = 0; n < NV; ++n) acc[r][n] = zero(); }
   multiply<SV, NV, K>(acc, k, qt, head_dim);
+  FA_UNROLL for (int n = 0; n < NV; ++n) {
+    const F added = load(shift + n * W);
+    FA_UNROLL for (int r = 0; r < K; ++r) acc[r][n] = add(acc[r][n], added);
+  }
   FA_UNROLL for (int r = 0; r < K; ++r) {
     FA_UNROLL for (int n = 0; n < NV; ++n) store(s + (r * SV + n) * W, acc[r][n]);
   }
@@ -61,15 +64,18 @@ template <int SV, int NV, int K, bool TOP>
   }
 }
 
+// A tile's sum begins at zero, and the output takes it up whole: so the error of an output grows with the
+// keys of a tile and the number of tiles, not with their product.
 template <int SV, int NV, int C>
 [[gnu::noinline]] void output_columns(const float *s, const float *panel, int64_t keys, float *ot) {
   F acc[C][NV];
-  FA_UNROLL for (int c = 0; c < C; ++c) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = load(ot + (c * SV + n) * W);
-  }
+  FA_UNROLL for (int c = 0; c < C; ++c) { FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = zero(); }
   multiply<SV, NV, C>(acc, panel, s, keys);
   FA_UNROLL for (int c = 0; c < C; ++c) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) store(ot + (c * SV + n) * W, acc[c][n]);
+    FA_UNROLL for (int n = 0; n < NV; ++n) {
+      float *const at = ot + (c * SV + n) * W;
+      store(at, add(load(at), acc[c][n]));
+    }
   }
 }
 

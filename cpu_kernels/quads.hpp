@@ -56,15 +56,14 @@ template <int NV, int KEYS>
   }
 }
 
-// out[quad of columns][n] += sum over keys of weights[key][n] v[key]. For each key `share` lines are asked
+// out[quad of columns][n] += sum over keys of weights[key][n] v[key], which begins at zero (output_columns in
+// products.hpp says why). For each key `share` lines are asked
 // for, from `ahead` on.
 template <int NV, int QUADS>
 [[gnu::noinline]] void output_quads(const float *weights, const float *v, int64_t stride, int64_t keys,
                                     float *out, const char *ahead, int64_t share) {
   F acc[QUADS][NV];
-  FA_UNROLL for (int c = 0; c < QUADS; ++c) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = load(out + (c * NV + n) * W);
-  }
+  FA_UNROLL for (int c = 0; c < QUADS; ++c) { FA_UNROLL for (int n = 0; n < NV; ++n) acc[c][n] = zero(); }
   const float *const end = v + keys * stride;
   do {
     for (const char *const past = ahead + share * CACHE_LINE; ahead < past; ahead += CACHE_LINE)
@@ -79,7 +78,10 @@ template <int NV, int QUADS>
     v += stride;
   } while (v < end);
   FA_UNROLL for (int c = 0; c < QUADS; ++c) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) store(out + (c * NV + n) * W, acc[c][n]);
+    FA_UNROLL for (int n = 0; n < NV; ++n) {
+      float *const at = out + (c * NV + n) * W;
+      store(at, add(load(at), acc[c][n]));
+    }
   }
 }
 

@@ -24,6 +24,10 @@ constexpr float LAZY = 8.0f;
 // nothing can have overflowed.
 constexpr float LARGE_SUM = 0x1p15f;
 
+// After so many keys a row's sums are added to others, kept aside, and begin again at zero: else each tile of
+// a long row would be rounded at the size of all before it. Rows of less than twice as many do without.
+constexpr int64_t ASIDE_KEYS = 4096;
+
 struct SubBlock {
   int nv;  // vectors of queries
   int64_t rows;  // query rows, the rest of the lanes is padding
@@ -32,6 +36,8 @@ struct SubBlock {
   float *neg_m;  // nv W: minus the reference maximum; 0 before the first visible key
   float *limit;  // nv W: LAZY, or -inf before the first visible key
   float *l;  // nv W: sum of weights
+  float *aside, *l_aside;  // like ot and l, of earlier keys; NULL: nothing is put aside
+  float *rounded;  // nv W: sum of weights as the products take them; NULL: as they are
   int32_t *first, *last;  // nv W: visible keys
   int64_t min_first, max_first, min_last, max_last;
   int64_t last_of[MAX_NV];  // the last key that some row of a vector sees
@@ -57,7 +63,7 @@ struct Rows {
 };
 
 struct PrefillSpace {
-  float *qt, *ot, *scores, *lanes, *staging, *k_rows, *k_tile, *v_tile;
+  float *qt, *ot, *aside, *scores, *lanes, *staging, *k_rows, *k_tile, *v_tile;
   int32_t *intervals;
   int64_t *mask_rows;
   size_t bytes;
@@ -65,6 +71,9 @@ struct PrefillSpace {
     Arena arena = {static_cast<char *>(memory), 0};
     qt = arena.take<float>(tiles.item_rows * p.head_dim);
     ot = arena.take<float>(tiles.item_rows * p.v_dim);
+    const bool is_long = tiles.key_split >= 2 * ASIDE_KEYS;
+    aside = arena.take<float>(is_long ? tiles.item_rows * p.v_dim : 0);
+    if (!is_long) aside = nullptr;
     scores = arena.take<float>(tiles.key_tile * SUB_ROWS);
     lanes = arena.take<float>(tiles.item_rows * 5);
     intervals = arena.take<int32_t>(tiles.item_rows * 2);
@@ -118,22 +127,22 @@ struct Ahead {
   }
 };
 
-// s[j][lane] = init[lane] + <k_j, q_lane>; with TOP, top[lane] is raised to the largest.
+// s[j][lane] = <k_j, q_lane> + shift[lane]; with TOP, top[lane] is raised to the largest.
 template <int SV, int NV, bool TOP>
-void score_tile(const float *qt, Panels k, int64_t keys, int64_t head_dim, const float *init, float *s,
+void score_tile(const float *qt, Panels k, int64_t keys, int64_t head_dim, const float *shift, float *s,
                 float *top, Ahead &ahead) {
   int64_t j = 0;
   const float *panel = k.at;
   for (; j + KR <= keys; j += KR, panel += k.stride) {
-    score_rows<SV, NV, KR, TOP>(qt, panel, head_dim, init, s + j * SV * W, top);
+    score_rows<SV, NV, KR, TOP>(qt, panel, head_dim, shift, s + j * SV * W, top);
     ahead.fetch((KR + ahead.step - 1) / ahead.step);
   }
   if (KR > 4 && keys - j >= 4) {
-    score_rows<SV, NV, 4, TOP>(qt, panel, head_dim, init, s + j * SV * W, top);
+    score_rows<SV, NV, 4, TOP>(qt, panel, head_dim, shift, s + j * SV * W, top);
     j += 4;
     panel += 4;
   }
-  for (; j < keys; ++j, ++panel) score_rows<SV, NV, 1, TOP>(qt, panel, head_dim, init, s + j * SV * W, top);
+  for (; j < keys; ++j, ++panel) score_rows<SV, NV, 1, TOP>(qt, panel, head_dim, shift, s + j * SV * W, top);
 }
 
 // O^T += V^T P^T. The values lie in panels of KR columns, panel after panel, so that a register tile reads
@@ -264,11 +273,15 @@ Growth rescale(const SubBlock &block, int64_t v_dim, bool natural, const float *
     store(block.neg_m + n * W, moved);
     store(block.limit + n * W, select_gt(growth[n], limit, set1(LAZY), limit));
     store(block.l + n * W, mul(load(block.l + n * W), factor[n]));
+    if (block.aside) store(block.l_aside + n * W, mul(load(block.l_aside + n * W), factor[n]));
   }
-  for (int64_t c = 0; c < v_dim; ++c) {
-    FA_UNROLL for (int n = 0; n < NV; ++n) {
-      float *const at = block.ot + (c * NV + n) * W;
-      store(at, mul(load(at), factor[n]));
+  float *const both[] = {block.ot, block.aside};
+  for (float *const sums : both) {
+    for (int64_t c = 0; sums && c < v_dim; ++c) {
+      FA_UNROLL for (int n = 0; n < NV; ++n) {
+        float *const at = sums + (c * NV + n) * W;
+        store(at, mul(load(at), factor[n]));
+      }
     }
   }
   return far ? Growth::FAR : Growth::SOME;
@@ -372,6 +385,18 @@ void attend_tile(const fa_problem &p, const SubBlock &block, const Modifiers &mo
   }
   weights_tile<NV, NV>(keys, s, block.l);
   output_tile<NV, NV>(block.ot, v, keys, p.v_dim, s);
+}
+
+// The sums since the last time join those kept aside, and begin again.
+inline void put_aside(const SubBlock &block, int64_t v_dim) {
+  const auto move = [](float *from, float *to, int64_t n) {
+    for (int64_t i = 0; i < n; i += W) {
+      store(to + i, add(load(to + i), load(from + i)));
+      store(from + i, zero());
+    }
+  };
+  move(block.ot, block.aside, v_dim * block.nv * W);
+  move(block.l, block.l_aside, block.nv * W);
 }
 
 inline void attend_sub_block(const fa_problem &p, const SubBlock &block, const Modifiers &mod, Panels k,

@@ -13,6 +13,13 @@
 
 #include "../common.hpp"
 
+// Clang has one name for it, GCC before 12 the other.
+#if defined(__clang__)
+#define FA_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FA_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, I{__VA_ARGS__})
+#endif
+
 namespace FA_NAMESPACE {
 namespace {
 
@@ -102,13 +109,14 @@ inline void store_as(bfloat *p, F v) {
 }
 
 inline void transpose(F (&r)[W]) {
-  const F a = __builtin_shuffle(r[0], r[1], I{0, 4, 1, 5}), b = __builtin_shuffle(r[0], r[1], I{2, 6, 3, 7});
-  const F c = __builtin_shuffle(r[2], r[3], I{0, 4, 1, 5}), d = __builtin_shuffle(r[2], r[3], I{2, 6, 3, 7});
-  r[0] = __builtin_shuffle(a, c, I{0, 1, 4, 5});
-  r[1] = __builtin_shuffle(a, c, I{2, 3, 6, 7});
-  r[2] = __builtin_shuffle(b, d, I{0, 1, 4, 5});
-  r[3] = __builtin_shuffle(b, d, I{2, 3, 6, 7});
+  const F a = FA_SHUFFLE(r[0], r[1], 0, 4, 1, 5), b = FA_SHUFFLE(r[0], r[1], 2, 6, 3, 7);
+  const F c = FA_SHUFFLE(r[2], r[3], 0, 4, 1, 5), d = FA_SHUFFLE(r[2], r[3], 2, 6, 3, 7);
+  r[0] = FA_SHUFFLE(a, c, 0, 1, 4, 5);
+  r[1] = FA_SHUFFLE(a, c, 2, 3, 6, 7);
+  r[2] = FA_SHUFFLE(b, d, 0, 1, 4, 5);
+  r[3] = FA_SHUFFLE(b, d, 2, 3, 6, 7);
 }
+#undef FA_SHUFFLE
 
 inline void reduce_add4(float *dst, F a, F b, F c, F d) {
   F r[W] = {a, b, c, d};

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from . import rates
 from .cache_rows import append, upload, zeros
+from .carry import carry, mapped
 from .choose import ATOMS, DECODE_ROWS, Configuration, atom_of, configure
 from .compile import KERNELS, compiled
 from .device import Card, available, card, describe, forced_atom, get_atom, load_cupy, set_atom, why_not
@@ -18,7 +19,7 @@ from .plan import Explained, Plan
 
 __all__ = [
     "ATOMS", "DECODE_ROWS", "KERNELS", "MOST_PARTS", "Card", "Configuration", "Explained", "Plan", "append",
-    "atom_of", "attention", "available", "card", "compiled", "configuration_of", "configure", "describe",
-    "explain", "forced_atom", "get_atom", "load_cupy", "merge", "no_room", "rates", "set_atom", "upload",
-    "why_not", "zeros",
+    "atom_of", "attention", "available", "card", "carry", "compiled", "configuration_of", "configure",
+    "describe", "explain", "forced_atom", "get_atom", "load_cupy", "mapped", "merge", "no_room", "rates",
+    "set_atom", "upload", "why_not", "zeros",
 ]  # fmt: skip

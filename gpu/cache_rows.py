@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from .choose import Configuration
 from .compile import compiled
 from .device import card, load_cupy
 from .launch import allocate
-from .problem import address, by_value, strides
+from .problem import address, by_value
 
 __all__ = ["APPEND", "append", "configuration_of_append", "upload", "zeros"]
 
@@ -47,6 +48,37 @@ def configuration_of_append(k_dtype: str, v_dtype: str, kept: str) -> Configurat
         ("WARPS", str(_WARPS)),
     )  # fmt: skip
     return Configuration("08_append.cu", "append", macros, 32 * _WARPS, _WARPS, 1, 0)
+
+
+_Layout = tuple[tuple[int, ...], tuple[int, ...], np.dtype[Any]]
+
+
+def _layout(array: Any) -> _Layout:
+    return array.shape, array.strides, array.dtype
+
+
+def _steps(layout: _Layout) -> list[int]:
+    """Return strides in elements, 0 along an axis of one element, where they mean nothing."""
+    shape, strides, dtype = layout
+    return [0 if n == 1 else step // dtype.itemsize for n, step in zip(shape, strides, strict=True)][:3]
+
+
+@lru_cache(maxsize=256)
+def _prepared(
+    k: _Layout, v: _Layout, k_plane: _Layout, v_plane: _Layout, scales: _Layout | None, table: int | None,
+    page_size: int,
+) -> tuple[Configuration, bytes]:  # fmt: skip
+    """Return the kernel, and the problem but for addresses and counts: a model's layers ask for the same."""
+    filled = np.zeros((), APPEND)
+    filled["batch"], filled["kv_heads"] = k[0][:2]
+    filled["dims"] = k[0][3], v[0][3]
+    for name, rows, plane in (("k", k, k_plane), ("v", v, v_plane)):
+        filled[f"{name}_row_strides"], filled[f"{name}_plane_strides"] = _steps(rows), _steps(plane)
+    if scales is not None:
+        filled["scale_strides"] = _steps(scales)
+    if table is not None:
+        filled["block_table_stride"], filled["page_size"] = table, page_size
+    return configuration_of_append(k[2].name, v[2].name, k_plane[2].name), filled.tobytes()
 
 
 def append(
@@ -90,21 +122,22 @@ def append(
     MemoryError
         There is no room on the device for `starts` and `counts`; nothing was launched.
     """
-    configuration = configuration_of_append(k.dtype.name, v.dtype.name, planes[0].dtype.name)
+    scales = planes[2] if len(planes) > 2 else None
+    configuration, template = _prepared(
+        _layout(k), _layout(v), _layout(planes[0]), _layout(planes[1]),
+        None if scales is None else _layout(scales), None if block_table is None else block_table.shape[1],
+        page_size,
+    )  # fmt: skip
     kernel = compiled(configuration, card())
     batch, kv_heads = k.shape[:2]
-    filled = np.zeros((), APPEND)
-    filled["batch"], filled["kv_heads"], filled["tokens"], filled["start"] = batch, kv_heads, tokens, start
-    filled["dims"] = k.shape[3], v.shape[3]
-    for i, (name, rows, plane) in enumerate((("k", k, planes[0]), ("v", v, planes[1]))):
-        filled["rows"][i], filled[f"{name}_row_strides"] = address(rows), strides(rows)[:3]
-        filled["planes"][i], filled[f"{name}_plane_strides"] = address(plane), strides(plane)[:3]
-    if len(planes) > 2:
-        filled["scales"] = address(planes[2]), address(planes[3])
-        filled["scale_strides"] = strides(planes[2])
+    filled: NDArray[Any] = np.ndarray((), APPEND, bytearray(template))
+    filled["tokens"], filled["start"] = tokens, start
+    filled["rows"] = address(k), address(v)
+    filled["planes"] = address(planes[0]), address(planes[1])
+    if scales is not None:
+        filled["scales"] = address(scales), address(planes[3])
     if block_table is not None:
-        filled["block_table"], filled["page_size"] = address(block_table), page_size
-        filled["block_table_stride"] = block_table.shape[1]
+        filled["block_table"] = address(block_table)
     lists = [x for x in (starts, counts) if x is not None]
     kept = None
     if lists:

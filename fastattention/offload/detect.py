@@ -10,8 +10,9 @@ import numpy as np
 
 from .. import cpu_kernels, gpu
 from ..attention import attention
-from ..config import num_threads
-from ..runtime.host_memory import available_bytes
+from ..own_thread import in_own_thread
+from ..runtime.available import available_bytes
+from ..runtime.layers import cpu_threads
 from .hardware import Hardware
 
 __all__ = ["cpu_attention_rate", "detect"]
@@ -27,7 +28,7 @@ def cpu_attention_rate(nbytes: int = 1 << 30, *, threads: int | None = None, sec
     nbytes : int
         Of the cache, to be larger than what the CPU's own caches keep.
     threads : int, optional
-        As in `attention`.
+        Default: `cpu_threads`.
     seconds : float
         For how long to measure, at least three calls.
     """
@@ -37,7 +38,10 @@ def cpu_attention_rate(nbytes: int = 1 << 30, *, threads: int | None = None, sec
     some = ((bits & 0x87FF) | 0x3800).view(np.float16)
     k, v = np.resize(some, (2, 1, _KV_HEADS, rows, _D))
     q = np.ones((1, _HEADS, 1, _D), np.float16)
-    return (k.nbytes + v.nbytes) / _median(lambda: attention(q, k, v, num_threads=threads), seconds)
+    count = threads or cpu_threads()
+    return (k.nbytes + v.nbytes) / in_own_thread(
+        lambda: _median(lambda: attention(q, k, v, num_threads=count), seconds)
+    )
 
 
 def _median(work: Callable[[], Any], seconds: float) -> float:
@@ -74,13 +78,14 @@ def detect(**numbers: Any) -> Hardware:
     found: dict[str, Any] = {}
     room = available_bytes()
     found["host_memory"], found["host_reserved"] = room, 0
-    size = min(1 << 30, room // 8)
+    # Four times what the last cache keeps: a server's may hold a third of a gigabyte.
+    size = min(max(1 << 30, 4 * max(cpu_kernels.cache_bytes())), room // 8)
     if "cpu" not in numbers:
         found["cpu"] = cpu_attention_rate(size)
     reason = gpu.why_not()
     card_numbers = ("gpu_memory", "gpu_bandwidth", "gpu_flops", "gpu_attention_flops", "bus")
     missing = [name for name in card_numbers if name not in numbers]
-    source = f"measured here: {num_threads()} threads of {cpu_kernels.available_isas()[-1]}"
+    source = f"measured here: {cpu_threads()} threads of {cpu_kernels.available_isas()[-1]}"
     if not reason:
         from .detect_gpu import measure
 

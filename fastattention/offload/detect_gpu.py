@@ -11,18 +11,21 @@ import numpy as np
 
 from .. import cpu_kernels, gpu
 from ..attention import attention
-from ..cache import KVCache
 from ..config import get_isa
 from ..runtime.cuda_device import CudaDevice
+from ..runtime.layers import cpu_threads
+from ..runtime.rows import Rows, plane_shapes
 
 __all__ = ["measure"]
 
 
-def _seconds(cupy: Any, work: Any, repeats: int = 5) -> float:
+def _seconds(cupy: Any, work: Any, repeats: int = 5, before: Any = None) -> float:
     work()
     times = []
     for _ in range(repeats):
         begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        if before is not None:
+            before()
         begin.record()
         work()
         end.record()
@@ -52,7 +55,7 @@ def measure(nbytes: int) -> tuple[str, dict[str, Any]]:
     held = device.host_array((1, 1, nbytes), np.uint8)
     found: dict[str, Any] = {"gpu_memory": int(total)}
     try:
-        held[...] = 1
+        _fill(held)
         room = cupy.empty((1, 1, nbytes), np.uint8)
         stream = device.stream()
 
@@ -61,19 +64,22 @@ def measure(nbytes: int) -> tuple[str, dict[str, Any]]:
         found["host_bandwidth"] = _both(
             partial(_upload, device, stream, room, held), nbytes, cpu_attention_rate
         )
-        found["latency"] = _trip(cupy, device, stream)
-        found["queue"] = _queueing(cupy)
+        found["latency"] = _latency(cupy, device, stream, held, partial(device.copy, stream, room, held))
+        found["queue"] = _queueing(cupy, device)
         half = nbytes // 2
         copying = _seconds(cupy, partial(cupy.copyto, room[:, :, :half], room[:, :, half : 2 * half]))
         found["gpu_bandwidth"] = 2 * half / copying  # a copy reads and writes
         del room
-        a = cupy.random.standard_normal((8192, 4096), dtype=np.float32).astype(np.float16)
-        b = cupy.random.standard_normal((4096, 8192), dtype=np.float32).astype(np.float16)
+        normal = cupy.random.default_rng(0).standard_normal
+        a = normal((8192, 4096), dtype=np.float32).astype(np.float16)
+        b = normal((4096, 8192), dtype=np.float32).astype(np.float16)
         found["gpu_flops"] = 2 * 8192 * 4096 * 8192 / _seconds(cupy, partial(cupy.matmul, a, b))
-        q = cupy.random.standard_normal((1, 16, 4096, 128), dtype=np.float32).astype(np.float16)
-        causal = _seconds(cupy, partial(attention, q, q, q, causal=True))
-        found["gpu_attention_flops"] = 4 * 16 * 128 * (4096 * 4097 / 2) / causal
-        del a, b, q
+        # A chunk of a long prompt: most of its keys lie before it.
+        q = normal((1, 32, 4096, 128), dtype=np.float32).astype(np.float16)
+        k, v = normal((2, 1, 8, 32768, 128), dtype=np.float32).astype(np.float16)
+        causal = _seconds(cupy, partial(attention, q, k, v, causal=True))
+        found["gpu_attention_flops"] = 4 * 32 * 128 * 4096 * (32768 - 4095 / 2) / causal
+        del a, b, q, k, v
         # What the context, the libraries and the compiled kernels took by now, CuPy's pool aside.
         pool = cupy.get_default_memory_pool()
         pool.free_all_blocks()
@@ -106,50 +112,76 @@ def _both(upload: Any, nbytes: int, attention_rate: Any) -> float:
     return float(cpu + counted[0])
 
 
-def _queueing(cupy: Any) -> float:
+def _queueing(cupy: Any, device: CudaDevice) -> float:
     """Return the seconds in which a layer is queued: attention, append, four products, four kernels."""
-    cache = KVCache(1, 8, 128, dtype=np.float16, max_length=64, device="cuda")
-    cache.reserve(64)
+    rows = Rows(tuple(device.zeros(*plane) for plane in plane_shapes(1, 8, 128, np.dtype(np.float16), 64)))
     x, matrix = cupy.zeros((1, 1024), np.float16), cupy.zeros((1024, 1024), np.float16)
     out, q = cupy.empty((1, 1024), np.float16), cupy.zeros((1, 32, 1, 128), np.float16)
-    k = cupy.zeros((1, 8, 1, 128), np.float16)
+    k, attended = cupy.zeros((1, 8, 1, 128), np.float16), cupy.empty_like(q)
     times = []
     for _ in range(40):
+        rows.length = 0
         start = time.perf_counter()
-        cache.append(k, k)
-        cache.attend(q)
+        device.append(rows, k, k)
+        device.attend(rows, q, attended, None, causal=True)
         for _ in range(4):
             cupy.matmul(x, matrix, out=out)
-            cupy.add(out, out, out=out)
+            device.hand(out, x)
         times.append(time.perf_counter() - start)
-        cache.reset()
     cupy.cuda.get_current_stream().synchronize()
     return float(np.median(times))
 
 
-def _trip(cupy: Any, device: CudaDevice, stream: Any) -> float:
-    """Return the seconds of a layer's trip: queries down, the CPU's attention to one key, outputs up."""
-    heads, dim = 32, 128
-    planes = tuple(np.zeros((1, 8, 64, dim), np.float16) for _ in range(2))
-    down = device.host_array((1, 1, heads + 16, dim), np.float16)
+def _fill(held: Any) -> None:
+    """Write float16 numbers of order 1."""
+    some = np.random.default_rng(0).standard_normal(1 << 20, np.float32).astype(np.float16).view(np.uint8)
+    flat = held.reshape(-1)
+    for first in range(0, flat.size, some.size):
+        part = flat[first : first + some.size]
+        part[...] = some[: part.size]
+
+
+def _latency(cupy: Any, device: CudaDevice, stream: Any, held: Any, before: Any) -> float:
+    """Return the seconds of a layer's trip that do not grow with its cache.
+
+    Queries go down, the CPU attends, outputs come up. Beside the way there and back these are waking its
+    threads, and waiting for the last one. From trips through all of the memory, in pieces of two sizes, with
+    seconds a + b n: twice the trip through n bytes less the one through 2 n. No less than a trip to one key.
+    """
+    heads, kv_heads, dim = 32, 8, 128
+    row = 2 * kv_heads * dim * 2
+    tokens = min(8192, held.size // (4 * row))
+    down = device.host_array((1, 1, heads + 2 * kv_heads, dim), np.float16)
     up = device.host_array((1, 1, heads, dim), np.float16)
     try:
-        q, k, v = np.split(down.swapaxes(1, 2), [heads, heads + 8], axis=1)
-        step = cpu_kernels.HostStep(
-            q, planes, up.swapaxes(1, 2), None, k, v, scale=1.0, isa=get_isa(), num_threads=1,
-            failed=np.zeros(1, np.int32),
-        )  # fmt: skip
-        step.set_range(0, 1)
-        there, back = cupy.zeros(down.shape, np.float16), cupy.zeros(up.shape, np.float16)
+        _fill(down.view(np.uint8))
+        q, k, v = np.split(down.swapaxes(1, 2), [heads, heads + kv_heads], axis=1)
+        there, back = cupy.array(down), cupy.zeros(up.shape, np.float16)
+        here, result = device.mapped(down), device.mapped(up)
 
-        def trips() -> None:
-            for _ in range(20):
-                device.copy(stream, down, there)
-                device.call(stream, step)
-                device.copy(stream, back, up)
+        def trip(count: int, keys: int) -> float:
+            """Return a trip's seconds, with so many keys in the piece and so many of them attended to."""
+            steps = []
+            for first in range(0, held.size - count * row + 1, count * row):
+                piece = held.reshape(-1)[first : first + count * row].view(np.float16)
+                step = cpu_kernels.HostStep(
+                    q, tuple(piece.reshape(2, 1, kv_heads, count, dim)), up.swapaxes(1, 2), None, k, v,
+                    scale=dim**-0.5, isa=get_isa(), num_threads=cpu_threads(), failed=np.zeros(1, np.int32),
+                )  # fmt: skip
+                step.set_range(0, keys)
+                steps.append(step)
 
-        with stream:
-            return _seconds(cupy, trips) / 20
+            def trips() -> None:
+                for step in steps:
+                    device.hand(here, there)
+                    device.call(stream, step)
+                    device.hand(back, result)
+
+            # Queued behind a copy that takes longer than queueing them, as a token's layers are.
+            with stream:
+                return _seconds(cupy, trips, before=before) / len(steps)
+
+        return max(trip(tokens, 1), 2 * trip(tokens, tokens) - trip(2 * tokens, 2 * tokens))
     finally:
         device.free_host(down)
         device.free_host(up)

@@ -37,7 +37,7 @@ class Hardware:
     host_bandwidth : float
         Bd: bytes a second of host memory that CPU attention and the bus reach together.
     latency : float
-        Seconds of a trip to the CPU and back for one layer, without its attention.
+        Seconds of a trip to the CPU and back for one layer, without reading its cache.
     queue : float
         Seconds in which a program in Python queues a layer's work for the GPU.
     source : str

@@ -61,10 +61,12 @@ def predictions(q: Question, placement: offload.Placement) -> list[Prediction]:
 
 def _prediction(q: Question, way: str, gpu_layers: int, halves: int, time: TokenTime) -> Prediction:
     # The program queues a token's work layer by layer, each half's by itself, while what is queued runs.
-    queued = q.model.layers * halves * q.machine.queue
+    # Nothing runs before the first layer is queued.
+    queue = q.machine.queue
+    queued = q.model.layers * halves * queue
     if queued > time.seconds:
-        return Prediction(way, gpu_layers, halves, time.share, queued, "the program")
-    return Prediction(way, gpu_layers, halves, time.share, time.seconds, time.limit)
+        return Prediction(way, gpu_layers, halves, time.share, queued + queue, "the program")
+    return Prediction(way, gpu_layers, halves, time.share, time.seconds + queue, time.limit)
 
 
 def _with_share(q: Question, placement: offload.Placement, share: float, best: TokenTime) -> TokenTime:

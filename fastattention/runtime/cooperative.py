@@ -20,14 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cache import KVCache
 from ..cache_rows import storage_dtype
-from ..config import num_threads
 from ..validate import MAX_HEAD_DIM
 from .device import Device
-from .host_memory import available_bytes
-from .layers import Exchange, Holdings, HostLayer, Sizes
-from .rows import rows_of
+from .layers import Exchange, Holdings, HostLayer, Sizes, cpu_threads
+from .rows import Rows
 from .staging import Piece, Ring
 
 if TYPE_CHECKING:
@@ -65,8 +62,8 @@ class CooperativeCache:
     slots, slot_tokens : int, default 2 and 4096
         Places on the device for caches on their way up, and the tokens (of each sequence) that each holds.
     threads : int, optional
-        Of the CPU's attention; by default `fastattention.num_threads`, less one for the thread that queues
-        copies where such run beside it.
+        Of the CPU's attention; by default one less than `fastattention.num_threads`, where there are several:
+        a core is left to who queues, and to the driver.
     device : Device
         From `open_device`.
 
@@ -119,6 +116,7 @@ class CooperativeCache:
             raise ValueError(f"head_dim: expected 1 to {MAX_HEAD_DIM}, got {head_dim!r}")
         _check(placement, numbers, stored, compute, share, halves, threads)
         self._sizes = Sizes(batch, q_heads, kv_heads, head_dim, stored, compute, capacity)
+        self._row_bytes = self._sizes.row_bytes
         self._device = device
         self._share = share
         self._chunk = min(chunk, capacity)
@@ -135,10 +133,10 @@ class CooperativeCache:
         self._numbers: dict[str, float] = dict.fromkeys(
             ("steps", "seconds", "up_bytes", "down_bytes", "cpu_bytes", "cpu_seconds"), 0
         )
-        self._layers: list[list[KVCache] | HostLayer] = []
+        self._layers: list[list[Rows] | HostLayer] = []
         self._exchanges: list[Exchange] = []
         self._ring: Ring | None = None
-        self._chunks: list[KVCache] = []
+        self._chunks: list[Rows] = []
         self._closed = False
         try:
             with device.use(self._streams[0]):
@@ -192,23 +190,24 @@ class CooperativeCache:
         ways = set(placement)
         for way in placement:
             if way == "gpu":
-                caches = [sizes.cache(device, sizes.capacity, rows.stop - rows.start) for rows in self.parts]
-                self._layers.append(caches)
+                self._layers.append(
+                    [sizes.rows(device, sizes.capacity, part.stop - part.start) for part in self.parts]
+                )
             else:
                 self._layers.append(HostLayer(self._held, sizes, way))
         if ways == {"gpu"}:
             return
         if threads is None:
-            threads = max(1, num_threads() - (1 if ways & {"split", "upload"} else 0))
-        self._exchanges = [Exchange(device, self._held, sizes, rows, "split" in ways) for rows in self.parts]
+            threads = cpu_threads()
+        self._exchanges = [Exchange(device, self._held, sizes, rows) for rows in self.parts]
         for layer in self._layers:
             if isinstance(layer, HostLayer):
                 layer.prepare(sizes, self.parts, self._exchanges, threads, self._failed)
         # A place holds one token more than a piece: the new one.
         self._ring = Ring(
-            device, self._held.stream(), [sizes.cache(device, self._slot_tokens + 1) for _ in range(slots)]
+            device, self._held.stream(), [sizes.rows(device, self._slot_tokens + 1) for _ in range(slots)]
         )
-        self._chunks = [sizes.cache(device, self._chunk) for _ in range(2)]
+        self._chunks = [sizes.rows(device, self._chunk) for _ in range(2)]
         self._down = self._held.stream()
         self._written: list[Any] = [None, None]  # since when a chunk's rows are in host memory
         shape = sizes.batch, self._chunk, sizes.q_heads, sizes.head_dim
@@ -216,6 +215,7 @@ class CooperativeCache:
         self._sum = device.xp.empty(shape, np.float32)
         # Two, by turns: a merge may not write the log-sum-exps that it reads.
         self._sum_lse = device.xp.empty((2, sizes.batch, sizes.q_heads, self._chunk), np.float32)
+        self._part_lse = device.xp.empty(self._sum_lse.shape[1:], np.float32)
 
     def close(self) -> None:
         """Give all memory back; the cache cannot be used any more."""
@@ -225,7 +225,7 @@ class CooperativeCache:
         self._device.wait()
         self._held.close()
         self._layers, self._exchanges, self._chunks, self._ring = [], [], [], None
-        self._part = self._sum = self._sum_lse = None
+        self._part = self._sum = self._sum_lse = self._part_lse = None
 
     @contextmanager
     def stream(self, part: int = 0) -> Iterator[None]:
@@ -312,8 +312,8 @@ class CooperativeCache:
         self.length = min(self.length, length)
         for layer in self._layers:
             if not isinstance(layer, HostLayer):
-                for cache in layer:
-                    cache.truncate(self.length)
+                for rows in layer:
+                    rows.length = min(rows.length, self.length)
 
     def _rising(self, way: str) -> int:
         """Return how many of the tokens held go up for a host layer in the step that is under way."""
@@ -380,16 +380,15 @@ class CooperativeCache:
         else:
             self._cooperate(where, qkv, out, part)
 
-    def _on_device(self, caches: list[KVCache], qkv: Any, out: Any, part: int) -> None:
+    def _on_device(self, held: list[Rows], qkv: Any, out: Any, part: int) -> None:
         """The cache lies on the device: append and attend there."""
-        if self._count == 1:
-            own = [(caches[part], slice(None))]
-        else:
-            own = list(zip(caches, self.parts, strict=True))
-        for cache, rows in own:
-            q, k, v = self._sizes.split(qkv[rows])
-            cache.append(k, v)
-            cache.attend(q, causal=True, out=out[rows].swapaxes(1, 2))
+        device = self._device
+        whole = [(held[part], slice(None))]
+        own = whole if self._count == 1 else list(zip(held, self.parts, strict=True))
+        for rows, which in own:
+            q, k, v = self._sizes.split(qkv[which])
+            device.append(rows, k, v)
+            device.attend(rows, q, out[which].swapaxes(1, 2), None, causal=True)
 
     def _prompt(self, index: int, layer: HostLayer, qkv: Any, out: Any) -> None:
         """Attend on the device, to the chunk itself and to pieces as they come up; its rows go down."""
@@ -400,28 +399,30 @@ class CooperativeCache:
         chunk = self._chunks[turn]
         if self._written[turn] is not None:
             device.wait_event(stream, self._written[turn])
-        chunk.reset()
-        chunk.append(k, v)
+        chunk.length = 0
+        device.append(chunk, k, v)
         device.wait_event(self._down, device.record(stream))
-        for here, there in zip(layer.planes, rows_of(chunk), strict=True):
+        for here, there in zip(layer.planes, chunk.planes, strict=True):
             target = here[:, :, self.length : self.length + count]
             device.copy(self._down, target, there[:, :, :count])
             self._numbers["down_bytes"] += target.nbytes
         self._written[turn] = device.record(self._down)
 
         result = out.swapaxes(1, 2)  # (B, Hq, S, D)
-        joined, lse = chunk.attend(q, causal=True, out=result, return_lse=True)
-        part, total = self._part[:, :count], self._sum[:, :count]
+        joined, lse = result, self._sum_lse[1, :, :, :count]
+        device.attend(chunk, q, joined, lse, causal=True)
+        part, part_lse = self._part[:, :count].swapaxes(1, 2), self._part_lse[:, :, :count]
+        total = self._sum[:, :count].swapaxes(1, 2)
         for turn, first in enumerate(range(0, self.length, self._slot_tokens)):
             tokens = min(self._slot_tokens, self.length - first)
             place = self._ring.take(stream, tokens)
-            more, more_lse = place.attend(q, causal=False, out=part.swapaxes(1, 2), return_lse=True)
+            device.attend(place, q, part, part_lse, causal=False)
             self._ring.give_back(place, stream)
             last = first + tokens == self.length
             target, target_lse = (result, None)
             if not last:
-                target, target_lse = total.swapaxes(1, 2), self._sum_lse[turn % 2, :, :, :count]
-            device.merge([joined, more], [lse, more_lse], target, target_lse)
+                target, target_lse = total, self._sum_lse[turn % 2, :, :, :count]
+            device.merge([joined, part], [lse, part_lse], target, target_lse)
             joined, lse = target, target_lse
 
     def _upload(self, layer: HostLayer, qkv: Any, out: Any) -> None:
@@ -429,26 +430,31 @@ class CooperativeCache:
         device, stream = self._device, self._current
         assert self._ring is not None
         q, k, v = self._sizes.split(qkv)
-        outs, lses = [], []
+        outs: list[Any] = []
+        lses: list[Any] = []
         for first in range(0, self.length, self._slot_tokens):
             tokens = min(self._slot_tokens, self.length - first)
             place = self._ring.take(stream, tokens)
             whole = tokens == self.length
             if first + tokens == self.length:
-                place.append(k, v)
-                for here, there in zip(layer.planes, rows_of(place), strict=True):
+                device.append(place, k, v)
+                for here, there in zip(layer.planes, place.planes, strict=True):
                     target = here[:, :, self.length : self.length + 1]
                     device.copy(stream, target, there[:, :, tokens : tokens + 1])
                     self._numbers["down_bytes"] += target.nbytes
             if whole:
-                place.attend(q, causal=False, out=out.swapaxes(1, 2))
+                device.attend(place, q, out.swapaxes(1, 2), None, causal=False)
             else:
-                found, lse = place.attend(q, causal=False, return_lse=True)
-                outs.append(found)
-                lses.append(lse)
+                self._attend_part(place, q, outs, lses)
             self._ring.give_back(place, stream)
         if outs:
             device.merge(outs, lses, out.swapaxes(1, 2), None)
+
+    def _attend_part(self, place: Rows, q: Any, outs: list[Any], lses: list[Any]) -> None:
+        """Attend on the device to a piece, for `merge`."""
+        outs.append(self._device.xp.empty(q.shape, q.dtype))
+        lses.append(self._device.xp.empty(q.shape[:3], np.float32))
+        self._device.attend(place, q, outs[-1], lses[-1], causal=False)
 
     def _cooperate(self, layer: HostLayer, qkv: Any, out: Any, part: int) -> None:
         """The CPU attends where the cache lies; of a "split" layer, the device to what came up."""
@@ -456,35 +462,28 @@ class CooperativeCache:
         rising = self._rising(layer.way)
         cpu_step = layer.steps[part]
         cpu_step.set_range(rising, self.length + 1)
-        device.wait_event(exchange.stream, device.record(stream))
-        device.copy(exchange.stream, exchange.qkv, qkv)
-        device.call(exchange.stream, cpu_step)
-        if layer.way == "host":
-            device.copy(exchange.stream, out, exchange.out)
-        else:
-            device.copy(exchange.stream, exchange.packed_there, exchange.packed)
-        arrived = device.record(exchange.stream)
-        up = exchange.out.nbytes if layer.way == "host" else exchange.packed.nbytes
         self._numbers["down_bytes"] += exchange.qkv.nbytes
-        self._numbers["up_bytes"] += up
+        self._numbers["up_bytes"] += exchange.out.nbytes
         rows = (self.length + 1 - rising) * len(exchange.qkv)
-        self._numbers["cpu_bytes"] += rows * self._sizes.row_bytes
+        self._numbers["cpu_bytes"] += rows * self._row_bytes
+        device.hand(exchange.qkv_there, qkv)
         if layer.way == "host":
-            device.wait_event(stream, arrived)
+            device.call(stream, cpu_step)
+            device.hand(out, exchange.out_there)
             return
+        self._numbers["up_bytes"] += exchange.lse.nbytes
+        device.wait_event(exchange.stream, device.record(stream))
+        device.call(exchange.stream, cpu_step)
+        attended = device.record(exchange.stream)
         assert self._ring is not None
-        assert exchange.there is not None
         q, _, _ = self._sizes.split(qkv)
-        outs, lses = [], []
+        outs, lses = [exchange.out_there.swapaxes(1, 2)], [exchange.lse_there]
         for first in range(0, rising, self._slot_tokens):
             place = self._ring.take(stream, min(self._slot_tokens, rising - first))
-            found, lse = place.attend(q, causal=False, return_lse=True)
+            self._attend_part(place, q, outs, lses)
             self._ring.give_back(place, stream)
-            outs.append(found)
-            lses.append(lse)
-        device.wait_event(stream, arrived)
-        there, there_lse = exchange.there
-        device.merge([there.swapaxes(1, 2), *outs], [there_lse, *lses], out.swapaxes(1, 2), None)
+        device.wait_event(stream, attended)
+        device.merge(outs, lses, out.swapaxes(1, 2), None)
 
     def fill_random(self, length: int, seed: int = 0) -> None:
         """Fill every sequence up to `length` with random keys and values, the same for the same seed.
@@ -510,15 +509,15 @@ class CooperativeCache:
                     shape = 2, sizes.batch, sizes.kv_heads, count, sizes.head_dim
                     k, v = device.normal((seed, index, first), shape)
                     if not isinstance(layer, HostLayer):
-                        for cache, rows in zip(layer, self.parts, strict=True):
-                            cache.append(k[rows], v[rows])
+                        for rows, which in zip(layer, self.parts, strict=True):
+                            device.append(rows, k[which], v[which])
                         continue
                     assert staging is not None
                     for at in range(0, count, self._chunk):
                         size = min(self._chunk, count - at)
-                        staging.reset()
-                        staging.append(k[:, :, at : at + size], v[:, :, at : at + size])
-                        for here, there in zip(layer.planes, rows_of(staging), strict=True):
+                        staging.length = 0
+                        device.append(staging, k[:, :, at : at + size], v[:, :, at : at + size])
+                        for here, there in zip(layer.planes, staging.planes, strict=True):
                             start = first + at
                             device.copy(stream, here[:, :, start : start + size], there[:, :, :size])
         device.wait()
@@ -552,7 +551,7 @@ def _check_room(plan: OffloadPlan, device: Device) -> None:
             f"{made_for}, and takes {needed / 1e9:.2f} GB beside the weights; {device.name} has "
             f"{free / 1e9:.2f} of {total / 1e9:.1f} GB free"
         )
-    caches, left = plan.host_use.get("caches", 0), available_bytes()
+    caches, left = plan.host_use.get("caches", 0), device.host_memory()
     if caches > left:
         raise ValueError(
             f"{made_for}, and takes {caches / 1e9:.2f} GB of host memory; {left / 1e9:.2f} GB are available"

@@ -16,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import gpu
+from .available import available_bytes
 from .device import HostCall, pitched
 from .host_memory import HostMemory, numa_node_of_gpu
+from .rows import Rows
 
 __all__ = ["CudaDevice"]
 
 Array = NDArray[Any]
 
 _DEFAULT = 4  # cudaMemcpyDefault: addresses say which way
+_PORTABLE_MAPPED = 1 | 2  # cudaHostRegisterPortable, cudaHostRegisterMapped: kernels read it where it is
 
 
 class CudaDevice:
@@ -44,7 +47,7 @@ class CudaDevice:
         self.xp: Any = gpu.load_cupy()
         gpu.card(number)
         self.number = number
-        self.name = self.cache_device = f"cuda:{number}"
+        self.name = f"cuda:{number}"
         self._runtime = self.xp.cuda.runtime
         self._streams: list[Any] = []
         self._memory: dict[int, HostMemory] = {}
@@ -98,11 +101,13 @@ class CudaDevice:
         return array
 
     def _register(self, address: int, nbytes: int) -> None:
-        self._runtime.hostRegister(address, nbytes, 0)
+        self._runtime.hostRegister(address, nbytes, _PORTABLE_MAPPED)
 
     def free_host(self, array: Array) -> None:
         """Give back an array of `host_array`."""
-        self._memory.pop(array.ctypes.data).free()
+        address = array.ctypes.data
+        self._memory[address].free()  # or it raises, and is still there
+        del self._memory[address]
 
     def copy(self, stream: Any, to: Any, source: Any) -> None:
         """Queue a copy."""
@@ -115,11 +120,40 @@ class CudaDevice:
                 _address(to), to_pitch, _address(source), pitch, width, lines, _DEFAULT, stream.ptr
             )
 
+    def mapped(self, array: Array) -> Any:
+        """Return registered host memory as kernels see it."""
+        with self.xp.cuda.Device(self.number):
+            return gpu.mapped(array)
+
+    def hand(self, to: Any, source: Any) -> None:
+        """Queue a copy by a kernel."""
+        gpu.carry(to, source)
+
     def call(self, stream: Any, call: HostCall) -> None:
         """Queue a call of a C function."""
         status = self._driver.cuLaunchHostFunc(stream.ptr, call.function, call.argument)
         if status:
             raise RuntimeError(f"cuLaunchHostFunc: CUDA error {status}")
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return zeros on the GPU."""
+        with self.xp.cuda.Device(self.number):
+            return gpu.zeros(shape, np.dtype(dtype), "keys and values")
+
+    def append(self, rows: Rows, k: Any, v: Any) -> None:
+        """Queue keys and values behind those that are held: one launch."""
+        count = k.shape[2]
+        gpu.append(k, v, rows.planes, count, start=rows.length)
+        rows.length += count
+
+    def attend(self, rows: Rows, q: Any, out: Any, lse: Any, *, causal: bool) -> None:
+        """Queue attention to all that is held: one launch."""
+        k, v, *scales = rows.held
+        k_scales, v_scales = scales or (None, None)
+        gpu.attention(
+            q, k, v, out, lse, scale=q.shape[-1] ** -0.5, window_right=0 if causal else -1, k_scales=k_scales,
+            v_scales=v_scales,
+        )  # fmt: skip
 
     def merge(self, outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
         """Queue the joining of parts, eight at a time."""
@@ -166,6 +200,10 @@ class CudaDevice:
             if limit:
                 free, total = min(free, limit - pool.used_bytes()), min(total, limit)
         return int(free), int(total)
+
+    def host_memory(self) -> int:
+        """Return the bytes of host memory that `host_array` could still give."""
+        return available_bytes()
 
 
 def _address(array: Any) -> int:

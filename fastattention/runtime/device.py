@@ -9,8 +9,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
+
+from .rows import Rows
 
 __all__ = ["Device", "HostCall", "open_device", "pitched"]
 
@@ -39,13 +40,10 @@ class Device(Protocol):
         CuPy or NumPy.
     name : str
         "cuda:0", or "numpy".
-    cache_device : str
-        Where a `KVCache` is to lie that holds rows of this device.
     """
 
     xp: Any
     name: str
-    cache_device: str
 
     def stream(self) -> Any:
         """Return a new stream: what is queued there happens in order, and beside other streams."""
@@ -77,8 +75,64 @@ class Device(Protocol):
     def copy(self, stream: Any, to: Any, source: Any) -> None:
         """Queue a copy between host and device, or within one, of equal shapes and dtypes, `pitched` both."""
 
+    def mapped(self, array: NDArray[Any]) -> Any:
+        """Return host memory as an array that `hand` and `merge` read and write where it is.
+
+        Parameters
+        ----------
+        array : ndarray
+            From `host_array`, or a part of such, without gaps.
+        """
+
+    def hand(self, to: Any, source: Any) -> None:
+        """Queue, on the current stream, a small copy that no copy engine does.
+
+        Copy engines take copies one after the other, whatever their streams: one that waits for the CPU in
+        its stream would hold up all that is queued behind it in others.
+
+        Parameters
+        ----------
+        to, source : array
+            Of equal shapes and dtypes, without gaps: on the device, or `mapped`.
+        """
+
     def call(self, stream: Any, call: HostCall) -> None:
         """Queue a call on the host; it holds nobody up but what is queued behind it."""
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return zeros on the device, its rows as aligned as rows can be.
+
+        Raises
+        ------
+        MemoryError
+            There is no room.
+        """
+
+    def append(self, rows: Rows, k: Any, v: Any) -> None:
+        """Queue, on the current stream, keys and values behind those that are held, rounded to their dtype.
+
+        Parameters
+        ----------
+        rows : Rows
+            Their length is what it will be at once. There is room.
+        k, v : array, shape (B, Hkv, S, D)
+            float32, float16 or bfloat16; the last axis contiguous.
+        """
+
+    def attend(self, rows: Rows, q: Any, out: Any, lse: Any, *, causal: bool) -> None:
+        """Queue, on the current stream, attention to all that is held; scores over the root of D.
+
+        Parameters
+        ----------
+        rows : Rows
+            Of at least one token.
+        q, out : array, shape (B, Hq, S, D)
+            The last axis contiguous; `out` is filled.
+        lse : float32 array, shape (B, Hq, S), or None
+            Likewise.
+        causal : bool
+            The last query stands at the last key, and sees none behind it.
+        """
 
     def merge(self, outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
         """Queue, on the current stream, the joining of attention over parts of the keys.
@@ -86,7 +140,7 @@ class Device(Protocol):
         Parameters
         ----------
         outs, lses : list of array
-            (B, H, S, D) and float32 (B, H, S).
+            (B, H, S, D) and float32 (B, H, S); on the device, or `mapped`.
         out, lse : array
             Where to. `out` may be one of the parts', `lse` not; it may be None.
         """
@@ -105,6 +159,9 @@ class Device(Protocol):
 
     def memory(self) -> tuple[int, int]:
         """Return the bytes that are free for arrays here, and those there are in all."""
+
+    def host_memory(self) -> int:
+        """Return the bytes of host memory that `host_array` could still give."""
 
 
 def open_device(name: str = "cuda") -> Device:
@@ -155,5 +212,5 @@ def pitched(array: Any) -> tuple[int, int, int]:
     pitch = array.strides[1] if lines[1] > 1 else array.strides[0]
     if lines[0] > 1 and lines[1] > 1 and array.strides[0] != lines[1] * pitch:
         raise ValueError(f"a copy of uneven lines: shape {array.shape}, strides {array.strides}")
-    count = int(np.prod(lines))
+    count = lines[0] * lines[1]
     return (int(pitch) if count > 1 else width), width, count

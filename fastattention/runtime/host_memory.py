@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HostMemory", "available_bytes", "numa_node_of_gpu"]
+from .available import available_bytes
+
+__all__ = ["HostMemory", "numa_node_of_gpu"]
 
 _PAGE = 4096
 _HUGE = 2 << 20
@@ -28,14 +30,6 @@ _MPOL_PREFERRED = 1
 
 #: Takes an address and a size; CUDA's hostRegister takes flags besides.
 Register = Callable[[int, int], None]
-
-
-def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Return the bytes of memory that the system could give without swapping."""
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{meminfo} does not say what memory is available")
 
 
 def numa_node_of_gpu(bus_id: str, system: Path = Path("/sys")) -> int | None:
@@ -139,10 +133,15 @@ class HostMemory:
         return array
 
     def free(self) -> None:
-        """Give the memory back. Its pages go with the last array over it, which nothing may copy from."""
+        """Give the memory back. Its pages go with the last array over it, which nothing may copy from.
+
+        What taking back the registration raises comes through; nothing is given back then, and one may try
+        again.
+        """
         if self._registered is not None:
-            done, self._registered = self._registered, None
-            done(self.address)
+            # Memory that is still registered must stay: CUDA would go on copying from and to its pages.
+            self._registered(self.address)
+            self._registered = None
         self._bytes = None  # the mapping goes with the last array over it
         self._map = None  # type: ignore[assignment]
 

@@ -10,14 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import cpu_kernels
-from ..cache import KVCache
-from ..config import get_isa
+from ..config import get_isa, num_threads
 from .device import Device
-from .rows import plane_shapes
+from .rows import Rows, plane_shapes
 
-__all__ = ["Exchange", "Holdings", "HostLayer", "Sizes"]
+__all__ = ["Exchange", "Holdings", "HostLayer", "Sizes", "cpu_threads"]
 
 Array = NDArray[Any]
+
+
+def cpu_threads() -> int:
+    """Return how many threads CPU attention gets beside a GPU: all but one, of several.
+
+    The driver makes the calls, the program queues: with all cores at work, one of the threads waits for its
+    core each time, and all others for it. (15 threads of 16 cores took 0.28 ms for a layer that 16 took 0.40
+    for, on the host of an H200.)
+    """
+    return max(1, num_threads() - 1)
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,9 @@ class Sizes:
         """Return shapes and dtypes of a layer's planes for so many tokens."""
         return plane_shapes(batch or self.batch, self.kv_heads, self.head_dim, self.dtype, tokens)
 
-    def cache(self, device: Device, tokens: int, batch: int | None = None) -> KVCache:
-        """Return a cache on the device with room for so many tokens, all of it taken now."""
-        cache = KVCache(
-            batch or self.batch, self.kv_heads, self.head_dim, dtype=self.dtype, max_length=tokens,
-            device=device.cache_device,
-        )  # fmt: skip
-        cache.reserve(tokens)
-        return cache
+    def rows(self, device: Device, tokens: int, batch: int | None = None) -> Rows:
+        """Return room on the device for so many tokens."""
+        return Rows(tuple(device.zeros(*plane) for plane in self.planes(tokens, batch)))
 
     def split(self, qkv: Any) -> tuple[Any, Any, Any]:
         """Return queries, keys and values, (B, H, S, D), of rows (B, S, Hq + 2 Hkv, D): views."""
@@ -94,10 +98,10 @@ class Holdings:
 
 
 class Exchange:
-    """What one part of the batch sends down to the CPU for a token, and what comes back: one copy each way.
+    """What one part of the batch hands to the CPU for a token, and what comes back: in host memory.
 
-    Down go query, key and value of the new token as the layer made them. Up comes the output, and behind it,
-    for layers that the GPU attends to as well, the log-sum-exp.
+    Down go query, key and value of the new token as the layer made them. Up comes the output, and, for layers
+    that the GPU attends to as well, the log-sum-exp.
 
     Parameters
     ----------
@@ -106,27 +110,24 @@ class Exchange:
     sizes : Sizes
     rows : slice
         Of the batch.
-    partial : bool
-        Whether there are layers that the GPU attends to as well.
+
+    Attributes
+    ----------
+    stream : stream
+        For the CPU's steps where the device attends to the same layer meanwhile.
+    qkv, out, lse : ndarray, shape (B', 1, Hq + 2 Hkv, D), (B', 1, Hq, D), (B', Hq, 1)
+        As the CPU sees them.
+    qkv_there, out_there, lse_there : array
+        As the device does: `Device.mapped`.
     """
 
-    def __init__(self, device: Device, held: Holdings, sizes: Sizes, rows: slice, partial: bool) -> None:
+    def __init__(self, device: Device, held: Holdings, sizes: Sizes, rows: slice) -> None:
         batch, heads = rows.stop - rows.start, sizes.q_heads + 2 * sizes.kv_heads
         self.stream = held.stream()
-        shape = batch, 1, sizes.q_heads, sizes.head_dim
-        out_bytes = int(np.prod(shape)) * sizes.compute_dtype.itemsize
-        lse_at = -(-out_bytes // 16) * 16
         self.qkv = held.array((batch, 1, heads, sizes.head_dim), sizes.compute_dtype)
-        self.packed = held.array((1, 1, lse_at + batch * sizes.q_heads * 4), np.uint8)
-        self.packed_there = device.xp.empty(self.packed.shape, np.uint8) if partial else None
-
-        def views(packed: Any) -> tuple[Any, Any]:
-            flat = packed.reshape(-1)
-            out = flat[:out_bytes].view(sizes.compute_dtype).reshape(shape)
-            return out, flat[lse_at:].view(np.float32).reshape(batch, sizes.q_heads, 1)
-
-        self.out, self.lse = views(self.packed)
-        self.there = views(self.packed_there) if partial else None
+        self.out = held.array((batch, 1, sizes.q_heads, sizes.head_dim), sizes.compute_dtype)
+        self.lse = held.array((batch, sizes.q_heads, 1), np.float32)
+        self.qkv_there, self.out_there, self.lse_there = map(device.mapped, (self.qkv, self.out, self.lse))
 
 
 class HostLayer:

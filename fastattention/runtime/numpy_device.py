@@ -16,8 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import cpu_kernels
+from ..config import get_isa
 from ..reference.online_softmax import merge_normalised
+from .available import available_bytes
 from .device import HostCall, pitched
+from .rows import Rows
 
 __all__ = ["NumpyDevice"]
 
@@ -53,7 +57,6 @@ class NumpyDevice:
 
     xp: Any = np
     name = "numpy"
-    cache_device = "cpu"
 
     def __init__(self, order: str | Random = "early", bytes_free: int = 2**40) -> None:
         self._order = order
@@ -119,9 +122,45 @@ class NumpyDevice:
         pitched(source)
         self._queue(stream, lambda: np.copyto(to, source))
 
+    def mapped(self, array: Array) -> Any:
+        """Return the array itself."""
+        assert array.flags.c_contiguous
+        return array
+
+    def hand(self, to: Any, source: Any) -> None:
+        """Copy now: an array operation."""
+        assert to.shape == source.shape
+        assert to.dtype == source.dtype
+        assert to.flags.c_contiguous
+        assert source.flags.c_contiguous
+        to[...] = source
+
     def call(self, stream: Any, call: HostCall) -> None:
         """Queue a call."""
         self._queue(stream, call.run)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return zeros."""
+        return np.zeros(shape, dtype)
+
+    def append(self, rows: Rows, k: Any, v: Any) -> None:
+        """Write keys and values, of int8 with their scales."""
+        first, rows.length = rows.length, rows.length + k.shape[2]
+        new = [k, v]
+        if rows.planes[0].dtype == np.int8:
+            (k, k_scales), (v, v_scales) = (cpu_kernels.quantize(x.astype(np.float32)) for x in new)
+            new = [k, v, k_scales, v_scales]
+        for plane, part in zip(rows.planes, new, strict=True):
+            plane[:, :, first : rows.length] = part
+
+    def attend(self, rows: Rows, q: Any, out: Any, lse: Any, *, causal: bool) -> None:
+        """Attend by the CPU's kernels."""
+        k, v, *scales = rows.held
+        k_scales, v_scales = scales or (None, None)
+        cpu_kernels.attention(
+            q, k, v, out, lse, scale=q.shape[-1] ** -0.5, window_right=0 if causal else -1, k_scales=k_scales,
+            v_scales=v_scales, isa=get_isa(),
+        )  # fmt: skip
 
     def merge(self, outs: list[Any], lses: list[Any], out: Any, lse: Any) -> None:
         """Join parts, in float64."""
@@ -151,3 +190,7 @@ class NumpyDevice:
     def memory(self) -> tuple[int, int]:
         """Return bytes that are free, and all."""
         return self._bytes, self._bytes
+
+    def host_memory(self) -> int:
+        """Return the bytes of host memory that `host_array` could still give."""
+        return available_bytes()

@@ -1,4 +1,4 @@
-"""Rows of a `KVCache` as the runtime moves them: planes that copies fill, past `append`."""
+"""A layer's keys and values on a device, and the shapes they are kept in, there and in host memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,35 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import KVCache
-
-__all__ = ["fill", "plane_shapes", "rows_of"]
+__all__ = ["Rows", "plane_shapes"]
 
 
-def rows_of(cache: KVCache) -> tuple[Any, ...]:
-    """Return a contiguous cache's planes (B, Hkv, capacity, ...): keys, values, and int8's scales of both."""
-    return tuple(cache._storage.planes)
+class Rows:
+    """Planes, and how many tokens of each sequence they hold: all sequences have as many.
 
+    A `KVCache` without its questions: whoever fills and reads these has asked them before the first token.
 
-def fill(cache: KVCache, tokens: int) -> None:
-    """Say that the first so many rows of every sequence hold something now."""
-    cache._set_lengths(np.full(len(cache._lengths), tokens, np.int64))
+    Parameters
+    ----------
+    planes : tuple of array, shape (B, Hkv, capacity, ...)
+        On a device: keys, values and, of int8, the float32 scales of both.
+
+    Attributes
+    ----------
+    length : int
+        Rows from there on are nobody's.
+    """
+
+    __slots__ = ("length", "planes")
+
+    def __init__(self, planes: tuple[Any, ...]) -> None:
+        self.planes = planes
+        self.length = 0
+
+    @property
+    def held(self) -> tuple[Any, ...]:
+        """The planes as far as they hold something: views."""
+        return tuple([plane[:, :, : self.length] for plane in self.planes])
 
 
 def plane_shapes(

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..cache import KVCache
 from .device import Device
-from .rows import fill, rows_of
+from .rows import Rows
 
 __all__ = ["Piece", "Ring"]
 
@@ -35,7 +34,7 @@ class Ring:
     device : Device
     stream : stream
         For uploads.
-    places : sequence of KVCache
+    places : sequence of Rows
         On the device, each with room for the longest piece.
 
     Attributes
@@ -44,13 +43,13 @@ class Ring:
         Sent up so far.
     """
 
-    def __init__(self, device: Device, stream: Any, places: Sequence[KVCache]) -> None:
+    def __init__(self, device: Device, stream: Any, places: Sequence[Rows]) -> None:
         self._device = device
         self._places = tuple(places)
         self._stream = stream
         self._pieces: deque[Piece] = deque()
-        self._sent: deque[tuple[KVCache, Any]] = deque()  # places with a piece, and when it has arrived
-        self._free: deque[tuple[KVCache, Any]] = deque((place, None) for place in self._places)
+        self._sent: deque[tuple[Rows, Any]] = deque()  # places with a piece, and when it has arrived
+        self._free: deque[tuple[Rows, Any]] = deque((place, None) for place in self._places)
         self.bytes = 0
 
     def start(self, pieces: Sequence[Piece]) -> None:
@@ -71,20 +70,20 @@ class Ring:
         piece = self._pieces.popleft()
         if since is not None:
             self._device.wait_event(self._stream, since)
-        for there, here in zip(rows_of(place), piece.planes, strict=True):
+        for there, here in zip(place.planes, piece.planes, strict=True):
             source = here[:, :, piece.first : piece.last]
             self._device.copy(self._stream, there[:, :, : piece.last - piece.first], source)
             self.bytes += source.nbytes
         self._sent.append((place, self._device.record(self._stream)))
 
-    def take(self, stream: Any, tokens: int) -> KVCache:
+    def take(self, stream: Any, tokens: int) -> Rows:
         """Return the place with the next piece, of so many tokens, for work on a stream that waits for it."""
         place, arrived = self._sent.popleft()
         self._device.wait_event(stream, arrived)
-        fill(place, tokens)
+        place.length = tokens
         return place
 
-    def give_back(self, place: KVCache, stream: Any) -> None:
+    def give_back(self, place: Rows, stream: Any) -> None:
         """Let the next piece into a place once the work queued on a stream is done with it."""
         self._free.append((place, self._device.record(stream)))
         if self._pieces:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastattention
+from fastattention import gpu
 
 from ..cases import Case, Sizes, options, solve
 from ..conftest import Engine
@@ -75,3 +76,12 @@ def test_merge(dim: int, gpu_engine: Engine) -> None:
     there = [(to_device(out), to_device(lse)) for out, lse in zip(outs, lses, strict=True)]
     for got, exact in zip(fastattention.merge(there), want, strict=True):
         np.testing.assert_allclose(got.get().astype(np.float32), exact.astype(np.float32), atol=2e-3)
+
+
+@pytest.mark.parametrize("nbytes", [8192, 4099])
+def test_carry(nbytes: int, gpu_engine: Engine) -> None:
+    sent = np.random.default_rng(0).integers(0, 256, nbytes + 1, np.uint8)
+    there, room = to_device(sent), to_device(np.zeros(nbytes, np.uint8))
+    for shift in (0, 1):
+        gpu.carry(room, there[shift : shift + nbytes])
+        np.testing.assert_array_equal(room.get(), sent[shift : shift + nbytes])

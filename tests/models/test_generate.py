@@ -125,6 +125,20 @@ def test_seed_repeats_and_temperature_varies(tiny_path: Path, capsys: pytest.Cap
     assert said[0] == said[1] != said[2]
 
 
+def test_a_seed_that_was_drawn_is_told(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("hello", "--model", tiny_path, "--max-tokens", 20, "--stats")
+    draws = ("--temperature", 1.5)
+    assert run(*options, "json", *draws) == 0
+    first = capsys.readouterr()
+    seed = json.loads(first.err)["seed"]
+    assert run(*options, "text", *draws, "--seed", seed) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert f"; seed {seed};" in again.err
+    assert run(*options, "json") == 0
+    assert json.loads(capsys.readouterr().err)["seed"] is None  # nothing was drawn
+
+
 def test_prompt_from_a_file_and_from_standard_input(
     tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from fastattention.reference import quantize, standard
 
 from fastattention import gpu
 from fastattention.offload import ModelShape, hardware, plan_offload
-from fastattention.runtime import cooperative
+from fastattention.runtime import numpy_device
 from fastattention.runtime.cooperative import WAYS, CooperativeCache
 from fastattention.runtime.device import open_device
 from fastattention.runtime.numpy_device import NumpyDevice
@@ -401,7 +401,7 @@ def test_a_plan_for_another_machine_is_refused(monkeypatch):
     device = NumpyDevice(bytes_free=10**6)
     with pytest.raises(ValueError, match=r"plan: it was made for v100-16gb \(17.2 GB\), and takes .* beside"):
         CooperativeCache.from_plan(plan, device)
-    monkeypatch.setattr(cooperative, "available_bytes", lambda: 10**6)
+    monkeypatch.setattr(numpy_device, "available_bytes", lambda: 10**6)
     with pytest.raises(ValueError, match=r"takes .* GB of host memory; 0.00 GB are available"):
         CooperativeCache.from_plan(plan, NumpyDevice())
     assert device.host_bytes == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastattention.runtime import host_memory
-from fastattention.runtime.host_memory import HostMemory, available_bytes, numa_node_of_gpu
+from fastattention.runtime.host_memory import HostMemory, numa_node_of_gpu
 
 
 class Registry:
@@ -81,14 +81,20 @@ def test_more_than_there_is(monkeypatch):
         HostMemory(1 << 55)
 
 
-def test_what_the_system_has(tmp_path):
-    path = tmp_path / "meminfo"
-    path.write_text("MemTotal: 100 kB\nMemAvailable:   40 kB\n")
-    assert available_bytes(path) == 40 * 1024
-    path.write_text("MemTotal: 100 kB\n")
-    with pytest.raises(RuntimeError, match="does not say"):
-        available_bytes(path)
-    assert available_bytes() > 1 << 20
+def test_what_stays_registered_stays():
+    """CUDA would go on copying to pages that are somebody else's by then."""
+    registry = Registry()
+    memory = HostMemory(4096, register=(registry.add, registry.remove))
+    held = registry.held.copy()
+    registry.held.clear()
+    with pytest.raises(KeyError):
+        memory.free()
+    assert not memory.array((4096,), np.uint8).any()
+    registry.held |= held
+    memory.free()
+    assert not registry.held
+    with pytest.raises(ValueError, match="given back already"):
+        memory.array((1,), np.uint8)
 
 
 def tree(root: Path, nodes: int, node: str | None) -> Path:

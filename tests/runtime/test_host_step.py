@@ -103,6 +103,16 @@ def test_every_dtype(q_dtype, kept, count, first):
             assert 0 < problem.step.seconds < 10
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kept", ["float32", "int8"])
+def test_keys_split_into_parts(batch, count, kept):
+    problem = Problem("float32", kept, batch=batch, count=count, held=3000, threads=2)
+    problem.step.set_range(7, 3000 + count)
+    problem.step.run()
+    problem.check(7, 6e-6 if kept == "int8" else 3e-6)
+
+
 def test_from_nothing():
     problem = Problem(held=0, batch=3)
     problem.step.set_range(0, 1)

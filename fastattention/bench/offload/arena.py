@@ -46,6 +46,11 @@ class Arena:
         """Return the device, its host arrays being parts of the allocation."""
         return Lent(self, device)
 
+    @property
+    def left(self) -> int:
+        """Bytes that are not lent."""
+        return self.nbytes - self._next
+
     def take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any] | None:
         """Return a part, its contents left over from whoever had it before; None where there is no room."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
@@ -101,3 +106,8 @@ class Lent:
         """Give back what `host_array` returned."""
         if not self._arena.give_back(array):
             self._device.free_host(array)
+
+    def host_memory(self) -> int:
+        """Return the bytes of host memory that `host_array` could still give."""
+        left: int = self._device.host_memory()
+        return self._arena.left + left

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["ask", "measure"]
 
 _SECONDS = 120  # more means that the child hangs
-_STEPS = 4
-_WARM = 1
+_STEPS = 6
+_WARM = 4  # the first tokens wait for pinned memory to be found
 
 
-def ask(case: OffloadCase, shape: ModelShape) -> dict[str, Any]:
-    """Run the peer on a case.
+def ask(case: OffloadCase, shape: ModelShape, seed: int = 0) -> dict[str, Any]:
+    """Run the peer on a case, its weights and tokens drawn by `seed`.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def ask(case: OffloadCase, shape: ModelShape) -> dict[str, Any]:
         the class, "versions"; or "missing", why there are no figures.
     """
     names = ("hidden", "feed_forward", "heads", "kv_heads", "vocab_size")
-    order = {**asdict(case), **{name: getattr(shape, name) for name in names}}
+    order = {**asdict(case), **{name: getattr(shape, name) for name in names}, "seed": seed}
     command = [sys.executable, "-m", __name__, json.dumps(order)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
@@ -54,7 +54,7 @@ def measure(order: dict[str, Any], device: str = "cuda") -> dict[str, Any]:
     Parameters
     ----------
     order : dict
-        "layers", "context", "batch" and the sizes of the model.
+        "layers", "context", "batch", "seed" and the sizes of the model.
     device : {"cuda", "cpu"}
         On the CPU nothing is offloaded, as there is nowhere to go.
     """
@@ -62,7 +62,7 @@ def measure(order: dict[str, Any], device: str = "cuda") -> dict[str, Any]:
     transformers: Any = importlib.import_module("transformers")
     if device == "cuda" and not torch.cuda.is_available():
         return {"missing": f"torch {torch.__version__} finds no CUDA device"}
-    torch.manual_seed(0)
+    torch.manual_seed(order["seed"])
     config = transformers.LlamaConfig(
         vocab_size=order["vocab_size"], hidden_size=order["hidden"], intermediate_size=order["feed_forward"],
         num_hidden_layers=order["layers"], num_attention_heads=order["heads"],

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import attention, cpu_kernels
+from ...own_thread import in_own_thread
 from ..limits import READ_WAYS, probe_read
 
 __all__ = ["UNITS", "HostLimits", "Sizes", "l3_bytes", "sizes"]
@@ -77,6 +78,17 @@ class _Nothing:
         """Do nothing here, either."""
 
 
+class _Pause:
+    """A call on the host that takes longer than queueing a few trips: ``usleep``."""
+
+    function = ctypes.cast(ctypes.CDLL(None).usleep, ctypes.c_void_p).value or 0
+    argument = 10_000  # microseconds
+
+    def run(self) -> None:
+        """Pause here."""
+        time.sleep(1e-6 * self.argument)
+
+
 class HostLimits:
     """The probes, and the memory that they read.
 
@@ -86,12 +98,11 @@ class HostLimits:
         See `fastattention.runtime`.
     sizes : Sizes
     threads : int
-        Of CPU attention. Beside an upload one less, where there are several: a core feeds the bus.
+        Of CPU attention.
     """
 
     def __init__(self, device: Any, sizes: Sizes, threads: int) -> None:
         self._device, self._sizes, self.threads = device, sizes, threads
-        self.threads_beside = max(1, threads - 1)
         self._stream = device.stream()
         shape = (sizes.layers, 2, sizes.kv_heads, sizes.tokens, sizes.head_dim)
         self._host: NDArray[Any] = device.host_array(shape, np.float16)
@@ -101,10 +112,10 @@ class HostLimits:
         for start in range(0, flat.size, _DRAFT):
             part = flat[start : start + _DRAFT]
             part[...] = draft[: part.size]
-        query = (1, sizes.q_heads, 1, sizes.head_dim)
+        # One call for all layers, as if each were a sequence: what a call costs beside reading is `trip`.
+        query = (sizes.layers, sizes.q_heads, 1, sizes.head_dim)
         self._q = rng.standard_normal(query, dtype=np.float32).astype(np.float16)
         self._out = np.empty_like(self._q)
-        self._layer = 0
         self._read_way: int | None = None
         with device.use(self._stream):
             self._there = [device.xp.zeros(shape[1:], np.float16) for _ in range(2)]
@@ -114,11 +125,12 @@ class HostLimits:
         self._small_host = device.host_array(small, np.float16)
         with device.use(self._stream):
             self._small = device.xp.zeros(small, np.float16)
+            self._small_mapped = device.mapped(self._small_host)
         device.wait()
         self._probes: dict[str, Callable[[float], dict[str, float]]] = {
             "bus up": lambda seconds: {"bus up": self._copies(self._up, seconds)},
             "bus down": lambda seconds: {"bus down": self._copies(self._down, seconds)},
-            "CPU attention": lambda seconds: {"CPU attention": self._attention(self.threads, seconds)},
+            "CPU attention": lambda seconds: {"CPU attention": self._attention(seconds)},
             "both": self._both,
             "host read": lambda seconds: {"host read": self._read(seconds)},
             "GPU copy": lambda seconds: {"GPU copy": self._copies(self._within, seconds, _WITHIN)},
@@ -150,11 +162,6 @@ class HostLimits:
         self._device.free_host(self._host)
         self._device.free_host(self._small_host)
         self._there.clear()
-
-    def _next_layer(self) -> NDArray[Any]:
-        self._layer = (self._layer + 1) % self._sizes.layers
-        layer: NDArray[Any] = self._host[self._layer]
-        return layer
 
     def _up(self, number: int) -> int:
         self._device.copy(self._stream, self._there[number % 2], self._host[number % self._sizes.layers])
@@ -190,14 +197,17 @@ class HostLimits:
                 if ended() if ended is not None else taken >= seconds:
                     return 1e-9 * moved / taken
 
-    def _attention(self, threads: int, seconds: float) -> float:
-        read = 0
-        start = time.perf_counter()
-        while (taken := time.perf_counter() - start) < seconds or not read:
-            k, v = self._next_layer()
-            attention(self._q, k[None], v[None], out=self._out, backend="cpu", num_threads=threads)
-            read += k.nbytes + v.nbytes
-        return 1e-9 * read / taken
+    def _attention(self, seconds: float) -> float:
+        def attend() -> float:
+            k, v = self._host[:, 0], self._host[:, 1]
+            read = 0
+            start = time.perf_counter()
+            while (taken := time.perf_counter() - start) < seconds or not read:
+                attention(self._q, k, v, out=self._out, backend="cpu", num_threads=self.threads)
+                read += self._sizes.nbytes
+            return 1e-9 * read / taken
+
+        return in_own_thread(attend)
 
     def _both(self, seconds: float) -> dict[str, float]:
         over = threading.Event()
@@ -213,7 +223,7 @@ class HostLimits:
         beside = threading.Thread(target=upload)
         beside.start()
         try:
-            rate = self._attention(self.threads_beside, seconds)
+            rate = self._attention(seconds)
         finally:
             over.set()
             beside.join()
@@ -222,6 +232,9 @@ class HostLimits:
         return {"bus up, both at once": found[0], "CPU attention, both at once": rate}
 
     def _read(self, seconds: float) -> float:
+        return in_own_thread(lambda: self._read_here(seconds))
+
+    def _read_here(self, seconds: float) -> float:
         if self._read_way is None:
             rates = [probe_read(self._host, self.threads, way) for way in range(READ_WAYS)]
             self._read_way = rates.index(max(rates))
@@ -231,20 +244,27 @@ class HostLimits:
 
     def _trip(self, seconds: float) -> float:
         """Return microseconds of a token's rows down, an empty call on the host, and an output up."""
+        alone = min(self._trips(0) for _ in range(3))
+        count, taken, start = 0, 0.0, time.perf_counter()
+        while not count or time.perf_counter() - start < seconds:
+            taken += self._trips(_TRIPS) - alone
+            count += _TRIPS
+        return 1e6 * max(0.0, taken) / count
+
+    def _trips(self, count: int) -> float:
+        """Return the seconds of a pause on the host, in which so many trips are queued, and of the trips."""
         up = self._small[..., : self._sizes.q_heads * self._sizes.head_dim]
-        down = self._small_host[..., : up.shape[-1]]
-        nothing = _Nothing()
-        count = 0
+        down = self._small_mapped[..., : up.shape[-1]]
+        nothing, pause = _Nothing(), _Pause()
         with self._device.use(self._stream):
             start = time.perf_counter()
-            while (taken := time.perf_counter() - start) < seconds or not count:
-                for _ in range(_TRIPS):
-                    self._device.copy(self._stream, self._small_host, self._small)
-                    self._device.call(self._stream, nothing)
-                    self._device.copy(self._stream, up, down)
-                self._device.wait()
-                count += _TRIPS
-        return 1e6 * taken / count
+            self._device.call(self._stream, pause)
+            for _ in range(count):
+                self._device.hand(self._small_mapped, self._small)
+                self._device.call(self._stream, nothing)
+                self._device.hand(up, down)
+            self._device.wait()
+            return time.perf_counter() - start
 
 
 def l3_bytes() -> int:

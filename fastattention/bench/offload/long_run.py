@@ -30,7 +30,6 @@ STEPS = 32
 GPU_LIMIT = 32 * 2**30
 
 _DTYPE = "float16"
-_SEED = 0
 
 
 def run_long(
@@ -42,6 +41,7 @@ def run_long(
     steps: int = STEPS,
     gpu_limit: int = GPU_LIMIT,
     threads: int | None = None,
+    seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LongRun:
@@ -60,6 +60,8 @@ def run_long(
         Bytes for the pool, and for the planner.
     threads : int, optional
         Of CPU attention.
+    seed : int
+        Of weights and prompt.
     say : callable
         Called with what happens next.
     progress : callable, optional
@@ -86,12 +88,12 @@ def run_long(
     with limited(device, gpu_limit), Sampler(memory_of(device)) as sampler:
         sampler.phase = "weights"
         say("weights")
-        model = DeviceLlama.random(shape, device, _DTYPE, _SEED, embedding=plan.embedding)
+        model = DeviceLlama.random(shape, device, _DTYPE, seed, embedding=plan.embedding)
         _give_back(device)  # what was drawn on the way to the weights
         sampler.phase = "cache"
         say("cache and prefill")
         with OffloadedSession(model, plan, device) as session:
-            rng = np.random.default_rng(_SEED)
+            rng = np.random.default_rng(seed)
             prompt = rng.integers(0, shape.vocab_size, (1, context))
             sampler.phase = "prefill"
 

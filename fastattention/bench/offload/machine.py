@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import get_isa, num_threads
+from ... import get_isa
 from ...models.device_llama import DeviceLlama
 from ...models.offloaded import OffloadedSession
 from ...offload.detect import detect
 from ...offload.hardware import Hardware
 from ...offload.plan import DoesNotFit, OffloadPlan
 from ...offload.shapes import ModelShape, model_shape
+from ...runtime.available import available_bytes
 from ...runtime.cooperative import CooperativeCache
-from ...runtime.host_memory import available_bytes
+from ...runtime.layers import cpu_threads
 from ..environment import describe
 from . import hugging_face
 from .arena import Arena
@@ -38,7 +39,6 @@ __all__ = ["CAPACITY", "OffloadMachine", "host_bytes"]
 CAPACITY = 64
 
 _DTYPE = "float16"
-_SEED = 0
 _HUGE = 2**21
 _SHARPNESS = 3  # of queries: a few keys of thousands decide each output, so that a lost one shows
 _HOST_RESERVE = 6 * 2**30  # of what is free: left to the system, Python, the probes, the peer
@@ -61,6 +61,8 @@ class OffloadMachine:
         Host memory that caches may take; default: what is free, less a reserve.
     probed : Sizes, optional
         What the probes of the limits read.
+    seed : int
+        Of weights, caches and tokens.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class OffloadMachine:
         hardware: Hardware | None = None,
         host_bytes: int | None = None,
         probed: Sizes | None = None,
+        seed: int = 0,
     ) -> None:
         self._device = device
+        self.seed = seed
         self._threads = threads
         if host_bytes is None:
             host_bytes = int(_HOST_SHARE * (available_bytes() - _HOST_RESERVE))
@@ -82,7 +86,7 @@ class OffloadMachine:
         if hardware is None:
             hardware = detect(host_memory=told, host_reserved=0)
         self._hardware = dataclasses.replace(hardware, host_memory=told, host_reserved=0)
-        self._limits = HostLimits(device, probed or sizes(l3_bytes()), threads or num_threads())
+        self._limits = HostLimits(device, probed or sizes(l3_bytes()), threads or cpu_threads())
         self._arena: Arena | None = None
         self._model: tuple[tuple[ModelShape, str], DeviceLlama] | None = None
 
@@ -97,7 +101,6 @@ class OffloadMachine:
             "gpu_free_bytes": free,
             "host_bytes": self._host_bytes,
             "threads": self._limits.threads,
-            "threads_both": self._limits.threads_beside,
         }
         if self._device.name != "numpy":
             found |= _describe_gpu(self._device)
@@ -105,12 +108,19 @@ class OffloadMachine:
         return found
 
     def hardware(self) -> dict[str, Any]:
-        """Return what the planner predicts from."""
+        """Return what the planner predicts from, but that each row measures bus and host memory anew."""
         return dataclasses.asdict(self._hardware)
 
     def limits(self, seconds: float, *names: str) -> dict[str, float]:
         """Return limits now."""
         return self._limits.measure(seconds, *names)
+
+    def foretell_from(self, limits: dict[str, float]) -> None:
+        """Let the planner count with limits measured just now: others may use the same host's memory."""
+        both = limits["bus up, both at once"] + limits["CPU attention, both at once"]
+        self._hardware = self._hardware.replace(
+            bus=1e9 * limits["bus up"], cpu=1e9 * limits["CPU attention"], host_bandwidth=1e9 * both
+        )
 
     def fit(self, case: OffloadCase) -> tuple[OffloadCase, str]:
         """Return the case with as many layers as host memory holds, and why they are fewer."""
@@ -144,7 +154,7 @@ class OffloadMachine:
         if self._model is None or self._model[0] != wanted:
             self._model = None
             self._release()
-            model = DeviceLlama.random(shape, self._device, _DTYPE, _SEED, embedding=plan.embedding)
+            model = DeviceLlama.random(shape, self._device, _DTYPE, self.seed, embedding=plan.embedding)
             self._model = wanted, model
         yield _Field(self, case, shape, self._model[1])
 
@@ -162,7 +172,9 @@ class OffloadMachine:
         self._limits.close()  # its memory is not the run's
         self._release()
         shape = model_shape(MODEL)
-        return run_long(self._device, shape, self._hardware, threads=threads, say=say, progress=progress)
+        return run_long(
+            self._device, shape, self._hardware, threads=threads, seed=self.seed, say=say, progress=progress
+        )
 
     def _release(self) -> None:
         self._device.wait()
@@ -242,16 +254,16 @@ class _Field:
         lent = device if way == ALL_GPU else machine._arena.lend(device)
         cache = CooperativeCache.from_plan(plan, lent)
         try:
-            cache.fill_random(case.context, _SEED)
+            cache.fill_random(case.context, machine.seed)
             with OffloadedSession(self._model, cache, device) as session:
-                yield _Runner(device, cache, session, plan, predicted, case)
+                yield _Runner(device, cache, session, plan, predicted, case, machine.seed)
         finally:
             cache.close()
 
     def peer(self) -> dict[str, Any]:
         """Let transformers do the case."""
         self._machine._release()
-        return hugging_face.ask(self._case, self._shape)
+        return hugging_face.ask(self._case, self._shape, self._machine.seed)
 
 
 class _Runner:
@@ -263,6 +275,7 @@ class _Runner:
         plan: OffloadPlan,
         predicted: float | None,
         case: OffloadCase,
+        seed: int,
     ) -> None:
         self._device, self._cache, self._session, self._case = device, cache, session, case
         shape = plan.model
@@ -276,12 +289,12 @@ class _Runner:
         )
         rows = (case.layers, case.batch, 1)
         with cache.stream():
-            draft = device.normal((_SEED, 1), (*rows, shape.heads + 2 * shape.kv_heads, shape.head_dim))
+            draft = device.normal((seed, 1), (*rows, shape.heads + 2 * shape.kv_heads, shape.head_dim))
             draft[..., : shape.heads, :] *= _SHARPNESS
             self._qkv = draft.astype(_DTYPE)
             self._out = device.xp.zeros((*rows, shape.heads, shape.head_dim), _DTYPE)
         device.wait()
-        rng = np.random.default_rng(_SEED)
+        rng = np.random.default_rng(seed)
         self._tokens = rng.integers(0, shape.vocab_size, (CAPACITY, case.batch, 1))
 
     def attend(self) -> None:

@@ -38,7 +38,7 @@ LOGITS_TOLERANCE = 2 * ATTENTION_TOLERANCE
 Outputs = tuple[NDArray[Any], NDArray[Any]]
 
 _PROBE_SECONDS = 0.15
-_LIMITS = ("bus up", "CPU attention")
+_LIMITS = ("bus up", "CPU attention", "bus up, both at once", "CPU attention, both at once")
 _LEAST, _MOST = 3, 50  # timed steps
 
 
@@ -121,6 +121,9 @@ class Machine(Protocol):
     ) -> LongRun:
         """Do the long run: see `long_run.run_long`."""
 
+    def foretell_from(self, limits: dict[str, float]) -> None:
+        """Let the planner count with limits measured just now, in GB/s: "bus up", "CPU attention", both."""
+
     def close(self) -> None:
         """Give everything back."""
 
@@ -154,6 +157,7 @@ def measure_case(
     with machine.open(case) as field:
         row = Row(case, field.cache_bytes, limits={name: [] for name in _LIMITS})
         _probe(machine, row)
+        machine.foretell_from({name: values[0] for name, values in row.limits.items()})
         expected: Outputs | None = None
         for way in WAYS:
             try:

@@ -24,8 +24,8 @@ _LEFT = ("way", "limit", "target", "unit")
 _READING = (
     "ms a token: the whole decoder, median of the steps; ± half the way from the fastest to the slowest. "
     "a layer: milliseconds of a step of attention alone, over the number of layers; GB/s up the bus and "
-    "read by CPU attention are of such steps. foretold: the planner's time a token, from limits it "
-    "measured itself, and by how much that is too long (+) or too short (-). 1.90x: that many times as "
+    "read by CPU attention are of such steps. foretold: the planner's time a token, from limits "
+    "measured just before, and by how much that is too long (+) or too short (-). 1.90x: that many times as "
     "fast as classical offloading. Every layer's cache lies in host memory but in the all-GPU run, whose "
     "outputs all others had, within the tolerance, before anything was timed. Contents are random."
 )
@@ -90,13 +90,10 @@ def _table(title: str, *headings: str) -> Table:
 
 def _limits_table(run: Run) -> Table:
     table = _table("Limits of this machine", "limit", "start", "end", "unit")
-    both = f"{run.environment['threads_both']} threads"
     for name, values in run.limits.items():
         unit = UNITS[name]
-        if name == "CPU attention":
+        if name.startswith("CPU attention"):
             unit += f", float16, {run.environment['threads']} threads"
-        elif name.endswith("both at once"):
-            unit += f", {both}"
         elif name == "GPU copy":
             unit += ", read and written"
         elif name == "trip":

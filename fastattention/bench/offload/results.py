@@ -113,8 +113,8 @@ class Row:
 
     @property
     def peer_token(self) -> float | None:
-        """Median seconds of the peer's token."""
-        return statistics.median(self.peer["tokens"]) if self.peer and self.peer.get("tokens") else None
+        """Seconds of the peer's fastest token: its first ones wait for pinned memory to be found."""
+        return min(self.peer["tokens"]) if self.peer and self.peer.get("tokens") else None
 
 
 @dataclass(slots=True)

@@ -29,14 +29,14 @@ _SURVEY_SECONDS = 0.3
 _GIB = 2**30
 
 
-def open_machine(threads: int | None, host_bytes: int | None) -> Machine:
+def open_machine(threads: int | None, host_bytes: int | None, seed: int) -> Machine:
     """Return the current GPU and its host; the errors are those of `runtime.open_device`."""
     from ...runtime.device import open_device
 
     device = open_device("cuda")
     from .machine import OffloadMachine
 
-    return OffloadMachine(device, threads, host_bytes=host_bytes)
+    return OffloadMachine(device, threads, host_bytes=host_bytes, seed=seed)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,10 +57,11 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     host_bytes = None if args.host_memory is None else int(args.host_memory * _GIB)
     try:
-        machine = open_machine(args.threads, host_bytes)
+        machine = open_machine(args.threads, host_bytes, args.seed)
     except (ImportError, RuntimeError, ValueError) as problem:
         return _complain(f"--offload: {problem}")
     options = {"level": level, "filter": args.filter, "long": args.long, "threads": args.threads}
+    options["seed"] = args.seed
     try:
         outcome = results.Run(datetime.now(UTC).isoformat(timespec="seconds"), {}, options)
         if args.long:

@@ -26,7 +26,7 @@ SECONDS_A_BYTE = {ALL_GPU: 1 / 4e12, "classical": 1 / 54e9, "cooperative": 1 / 1
 
 ENVIRONMENT: dict[str, Any] = {
     "gpu": "NVIDIA Test 200", "gpu_memory_bytes": 141 * 2**30, "cpu": "A Processor", "allowed_cores": 16,
-    "host_bytes": 110 * 2**30, "threads": 16, "threads_both": 15, "versions": {"fastattention": "0.1.0"},
+    "host_bytes": 110 * 2**30, "threads": 15, "versions": {"fastattention": "0.1.0"},
 }  # fmt: skip
 
 
@@ -99,6 +99,7 @@ class FakeMachine:
             "versions": {"PyTorch": "2.11.0", "transformers": "5.17.0"},
         }  # fmt: skip
         self.layers_that_fit = 1000
+        self.foretold_from: list[dict[str, float]] = []
         self.closed = False
 
     def environment(self) -> dict[str, Any]:
@@ -110,6 +111,9 @@ class FakeMachine:
     def limits(self, seconds: float, *names: str) -> dict[str, float]:
         self.log.append(("limits", *names))
         return {name: LIMITS[name] for name in names or UNITS}
+
+    def foretell_from(self, limits: dict[str, float]) -> None:
+        self.foretold_from.append(limits)
 
     def fit(self, case: OffloadCase) -> tuple[OffloadCase, str]:
         held = self.layers_that_fit

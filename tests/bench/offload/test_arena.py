@@ -53,3 +53,18 @@ def test_what_does_not_fit_is_asked_of_the_device() -> None:
     lent.free_host(lent.host_array((4,), np.uint8))
     none.close()
     assert device.host_bytes == 0
+
+
+def test_what_is_lent_counts_as_memory_there_is() -> None:
+    """A plan for caches as large as the arena fits, however little the system has left beside it."""
+    device = open_device("numpy")
+    device.host_memory = lambda: 100  # type: ignore[method-assign]
+    arena = Arena(device, 2**22)
+    lent = arena.lend(device)
+    assert lent.host_memory() == 2**22 + 100
+    part = lent.host_array((2**21,), np.uint8)
+    assert lent.host_memory() == 2**21 + 100
+    lent.free_host(part)
+    assert lent.host_memory() == 2**22 + 100
+    arena.close()
+    assert lent.host_memory() == 100

@@ -19,7 +19,7 @@ SHAPE = SimpleNamespace(
 CASE = OffloadCase("tiny", 2, 50, 2)
 ORDER = {
     "layers": 2, "context": 50, "batch": 2, "hidden": 64, "feed_forward": 96, "heads": 4, "kv_heads": 2,
-    "vocab_size": 128,
+    "vocab_size": 128, "seed": 3,
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> list[list[str]]:
 
 def test_the_order_has_the_case_s_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = answer(monkeypatch, stdout='a warning\n{"tokens": [1.0]}\n')
-    assert hugging_face.ask(CASE, SHAPE) == {"tokens": [1.0]}
+    assert hugging_face.ask(CASE, SHAPE, seed=3) == {"tokens": [1.0]}
     command = commands[0]
     assert command[:3] == [sys.executable, "-m", "fastattention.bench.offload.hugging_face"]
     order = json.loads(command[3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -21,11 +22,16 @@ class CountingDevice(NumpyDevice):
     def __init__(self) -> None:
         super().__init__()
         self.copied: list[int] = []
+        self.handed: list[int] = []
         self.calls = 0
 
     def copy(self, stream: Any, to: Any, source: Any) -> None:
         super().copy(stream, to, source)
         self.copied.append(source.nbytes)
+
+    def hand(self, to: Any, source: Any) -> None:
+        super().hand(to, source)
+        self.handed.append(source.nbytes)
 
     def call(self, stream: Any, call: Any) -> None:
         super().call(stream, call)
@@ -42,7 +48,7 @@ def test_all_limits(device: CountingDevice) -> None:
     found = probes.measure(0.01)
     assert list(found) == list(UNITS)
     assert all(value > 0 for value in found.values())
-    assert probes.threads_beside == 1
+    assert probes.threads == 2
     probes.close()
     assert device.host_bytes == 0
     probes.close()
@@ -53,7 +59,8 @@ def test_only_what_is_asked_for(device: CountingDevice) -> None:
     device.copied.clear()
     assert list(probes.measure(0.001, "CPU attention", "trip")) == ["CPU attention", "trip"]
     assert device.calls > 0
-    assert set(device.copied) == {2 * (4 + 2 * 2) * 32, 2 * 4 * 32}, "of a trip alone"
+    assert not device.copied
+    assert set(device.handed) == {2 * (4 + 2 * 2) * 32, 2 * 4 * 32}, "of a trip"
     assert list(probes.measure(0.001, "bus up, both at once")) == ["bus up, both at once"]
     probes.close()
 
@@ -76,7 +83,28 @@ def test_rates_are_bytes_over_time(device: CountingDevice, monkeypatch: pytest.M
     assert probes.measure(2.5, "bus up")["bus up"] == pytest.approx(1e-9 * limits._QUEUED * layer)
     assert probes.measure(2.5, "bus down")["bus down"] == pytest.approx(1e-9 * limits._QUEUED * layer)
     assert probes.measure(2.5, "GPU copy")["GPU copy"] == pytest.approx(2e-9 * limits._WITHIN * layer)
-    assert probes.measure(2.5, "trip")["trip"] == pytest.approx(1e6 / limits._TRIPS)
+    probes.close()
+
+
+def test_a_trip_is_what_trips_take_beyond_the_pause(
+    device: CountingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = HostLimits(device, SMALL, 1)
+    now = 0.0
+
+    def slow(call: Any, seconds: float) -> Any:
+        def timed(*arguments: Any) -> None:
+            nonlocal now
+            now += seconds
+            call(*arguments)
+
+        return timed
+
+    monkeypatch.setattr(time, "sleep", slow(lambda seconds: None, 7.0))
+    monkeypatch.setattr(device, "hand", slow(device.hand, 2e-6))
+    monkeypatch.setattr(device, "call", slow(device.call, 3e-6))
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    assert probes.measure(1e-3, "trip")["trip"] == pytest.approx(7.0)  # two hands and a call
     probes.close()
 
 
@@ -92,27 +120,25 @@ def test_copies_take_turns_through_all_layers(device: CountingDevice) -> None:
     probes.close()
 
 
-def test_cpu_attention_takes_turns_through_all_layers(
+def test_cpu_attention_reads_all_layers_and_leaves_no_team(
     device: CountingDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probes = HostLimits(device, SMALL, 1)
     host = probes._host
-    host[...] = np.arange(3, dtype=np.float16).reshape(3, 1, 1, 1, 1)
-    read: list[float] = []
-    attend = limits.attention
+    attend, callers = limits.attention, []
 
     def note(q: Any, k: Any, v: Any, **options: Any) -> Any:
         assert np.shares_memory(k, host)
+        assert np.shares_memory(v, host)
+        assert k.nbytes + v.nbytes == host.nbytes
         assert options["num_threads"] == 1
-        read.append(float(v[0, 0, 0, 0]))
+        callers.append(threading.current_thread())
         return attend(q, k, v, **options)
 
     monkeypatch.setattr(limits, "attention", note)
-    while len(read) < 7:
-        probes.measure(1e-4, "CPU attention")
-    assert read[:3] != read[1:4]
-    assert read[:3] == read[3:6]
-    assert set(read) == {0.0, 1.0, 2.0}
+    probes.measure(1e-4, "CPU attention")
+    assert callers
+    assert not any(caller.is_alive() for caller in callers), "OpenMP keeps its team while the thread lives"
     probes.close()
 
 

@@ -55,7 +55,7 @@ def tiny(host: Hardware) -> Iterator[Callable[..., OffloadMachine]]:
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_all_ways(batch: int, tiny: Callable[..., OffloadMachine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hugging_face, "ask", lambda case, shape: {"missing": f"no {shape.name}"})
+    monkeypatch.setattr(hugging_face, "ask", lambda case, shape, seed: {"missing": f"no {shape.name}"})
     found = tiny()
     case = dataclasses.replace(CASE, batch=batch)
     assert found.fit(case) == (case, "")
@@ -118,6 +118,20 @@ def test_fewer_layers_where_host_memory_is_short(tiny: Callable[..., OffloadMach
     assert "2 of 3 layers take part: tiny/L2/S200/B1" in why
     with pytest.raises(measure.LeftOutError, match="of host memory are free"):
         tiny(host_bytes=layer).fit(CASE)
+
+
+def test_foretold_from_what_a_row_finds(tiny: Callable[..., OffloadMachine], host: Hardware) -> None:
+    """Half the rates, twice the time: what the machine had at first does not count."""
+    found = tiny(hardware=host.replace(latency=0.0, queue=0.0))
+    big = dataclasses.replace(CASE, context=2**18)
+    limits = {"bus up": 50.0, "CPU attention": 100.0}
+    limits |= {"bus up, both at once": 40.0, "CPU attention, both at once": 80.0}
+    seconds = []
+    for factor in (1.0, 0.5):
+        found.foretell_from({name: factor * rate for name, rate in limits.items()})
+        assert found.hardware()["host_bandwidth"] == pytest.approx(factor * 120e9)
+        seconds.append([found.plan(big, TINY, way)[1] for way in ("classical", "cooperative", "split")])
+    assert np.divide(*seconds[::-1]) == pytest.approx(2.0, rel=0.1)
 
 
 def test_the_caches_of_all_ways_lie_in_one_allocation(tiny: Callable[..., OffloadMachine]) -> None:

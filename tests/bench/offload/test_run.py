@@ -36,7 +36,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeMachine], FakeMachine]
     """Make the command find a machine that is none, and its clock the benchmark's."""
 
     def replace(machine: FakeMachine) -> FakeMachine:
-        monkeypatch.setattr(command, "open_machine", lambda threads, host_bytes: machine)
+        monkeypatch.setattr(command, "open_machine", lambda threads, host_bytes, seed: machine)
         monkeypatch.setattr(time, "perf_counter", lambda: machine.now)
         return machine
 

@@ -10,14 +10,24 @@ and sums block i while block i + 1 is computed. The blocks are rows of the answe
 and so it is the same answer, whatever their number and sizes.
 
 The time is that of a flow shop of two machines, the computing units and the wires. Block i of a share f_i of
-the rows costs c_i = C f_i + a and m_i = M f_i + b; C and M are the whole's compute and communication, a and b
-what each block costs besides. Communication takes cores and memory from compute, which beside it takes phi
-times as long; lending k of n multiprocessors is phi = n / (n - k). `schedule` is exact, by recurrence. For n
-equal blocks, c = C / n + a and m = M / n + b, it has the closed form ::
+the rows costs c_i = C g_i + a and m_i = M f_i + b; C and M are the whole's compute and communication, a and b
+what each block costs besides. g_i is the block's share of the work: f_i, or under a causal mask, where later
+rows see more keys, what `work` says. Communication takes cores and memory from compute, which beside it takes
+phi times as long; lending k of n multiprocessors is phi = n / (n - k). `schedule` is exact, by recurrence.
+For n blocks that cost the same, c = C / n + a and m = M / n + b, it has the closed form ::
 
     T = c + (n - 1) max(m, c + (1 - 1 / phi) m) + m.
 
 With phi = 1 and one overhead o, on the slower of the two, that is C/n + (n - 1) max(C, M)/n + M/n + n o.
+
+For any blocks T is the longest of n paths. Let block j be the first of the last stretch in which the wires
+never rest: all sums before it are done when it is computed, and compute went at 1 / phi beside them. With
+x_j = f_1 + ... + f_j and W_j = g_1 + ... + g_j, T is then P_j, and it is never less than any other ::
+
+    P_j = C W_j + j a + (1 - 1 / phi) (M x_(j-1) + (j - 1) b)   (block j is computed)
+          + M (1 - x_(j-1)) + (n - j + 1) b                     (its sum, and those behind it).
+
+P_j grows with x_j and falls with x_(j-1): what `best_sizes` rests on.
 
 >>> round(time(4, Costs(compute=1.0, communication=0.5)), 4)  # in sequence: 1.5
 1.125
@@ -25,6 +35,7 @@ With phi = 1 and one overhead o, on the slower of the two, that is C/n + (n - 1)
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Sequence
@@ -38,8 +49,12 @@ from .standard import attention
 
 __all__ = [
     "Costs", "Schedule", "best_number", "best_sizes", "block_costs", "choose", "even_sizes", "heads_of",
-    "partial", "projected", "schedule", "slowdown", "tiled", "time",
+    "partial", "projected", "schedule", "slowdown", "tiled", "time", "work",
 ]  # fmt: skip
+
+
+_HALVINGS = 60  # of an interval of time: to the last digit
+_ROUNDING = 1e-12  # times that differ by no more are the same
 
 
 def heads_of(rank: int, ranks: int, q_heads: int, kv_heads: int) -> tuple[slice, slice]:
@@ -175,6 +190,10 @@ class Costs:
         a and b: of each block.
     slowdown : float
         phi, 1 or more: compute beside communication takes so many times as long.
+    skew : float
+        -1 to 1. A row at the share x of the way costs 1 + skew (2 x - 1) times the mean row's compute: 0
+        where all cost the same, 1 for causal attention alone of as many queries as keys, in between with a
+        product behind it.
     """
 
     compute: float
@@ -182,6 +201,7 @@ class Costs:
     compute_overhead: float = 0.0
     communication_overhead: float = 0.0
     slowdown: float = 1.0
+    skew: float = 0.0
 
     def __post_init__(self) -> None:
         parts = (self.compute, self.communication, self.compute_overhead, self.communication_overhead)
@@ -189,6 +209,8 @@ class Costs:
             raise ValueError(f"costs must be finite and at least 0: {self}")
         if not (math.isfinite(self.slowdown) and self.slowdown >= 1):
             raise ValueError(f"slowdown must be finite and at least 1, got {self.slowdown}")
+        if not -1 <= self.skew <= 1:
+            raise ValueError(f"skew must be from -1 to 1, got {self.skew}")
 
 
 @dataclass(frozen=True)
@@ -241,27 +263,51 @@ def schedule(computes: Sequence[float], communications: Sequence[float], slowdow
     return Schedule(tuple(work), tuple(sums))
 
 
+def work(share: float, skew: float) -> float:
+    """Return W(x), what part of the compute the first rows take, x = `share` of them.
+
+    Examples
+    --------
+    >>> work(0.5, 0.0), work(0.5, 1.0)  # under a causal mask the first half of the queries sees a quarter
+    (0.5, 0.25)
+    """
+    return share * (1 + skew * (share - 1))
+
+
 def block_costs(sizes: Sequence[int], costs: Costs) -> tuple[list[float], list[float]]:
-    """Return (c_i, m_i) of blocks that cost by their rows.
+    """Return (c_i, m_i) of blocks: computes by their work, sums by their rows.
 
     Examples
     --------
     >>> block_costs([1, 3], Costs(4.0, 8.0, compute_overhead=1.0))
     ([2.0, 4.0], [2.0, 6.0])
+    >>> block_costs([2, 2], Costs(4.0, 8.0, skew=1.0))
+    ([1.0, 3.0], [4.0, 4.0])
     """
     rows = sum(sizes)
-    computes = [costs.compute * size / rows + costs.compute_overhead for size in sizes]
+    done = [work(edge / rows, costs.skew) for edge in itertools.accumulate(sizes, initial=0)]
+    computes = [
+        costs.compute * (after - before) + costs.compute_overhead
+        for before, after in itertools.pairwise(done)
+    ]
     return computes, [costs.communication * size / rows + costs.communication_overhead for size in sizes]
 
 
 def time(number: int, costs: Costs) -> float:
     """Return the time of `number` equal blocks, in closed form; 1 is in sequence.
 
+    Raises
+    ------
+    ValueError
+        With a skew equal blocks do not cost the same: `schedule` has their time.
+
     Examples
     --------
     >>> [round(time(n, Costs(1.0, 1.0)), 3) for n in (1, 2, 4, 1000)]  # tends to max(C, M)
     [2.0, 1.5, 1.25, 1.001]
     """
+    if costs.skew and number > 1:
+        raise ValueError(f"the closed form is for rows that cost the same, got a skew of {costs.skew}")
     c = costs.compute / number + costs.compute_overhead
     m = costs.communication / number + costs.communication_overhead
     return c + (number - 1) * max(m, c + (1 - 1 / costs.slowdown) * m) + m
@@ -308,14 +354,31 @@ def even_sizes(rows: int, number: int) -> list[int]:
     return [after - before for before, after in itertools.pairwise(edges)]
 
 
-def best_sizes(rows: int, number: int, costs: Costs) -> list[int]:
-    """Return the sizes of `number` blocks that take the least time, to rounding.
+def best_sizes(rows: int, number: int, costs: Costs, unit: int = 1) -> list[int]:
+    """Return the sizes of `number` blocks that take the least time of all.
 
-    T is the longest of the paths c_1 + ... + c_j + m_j + ... + m_n; least, when all are as long: the sum of
-    each block takes just as long as compute of the next beside it, phi (C f_(i+1) + a) = M f_i + b. So sizes
-    go down towards the last block where C is larger, and up from the first where M is: by M / C from block to
-    block, without overheads. Where that asks for an empty block, or one of the two costs nothing, blocks are
-    even.
+    T is the longest of the paths P_j (see above), and P_j <= T bounds block j's end by that of the block
+    before: the further that is, the further it may be. So a time T can be kept if, and only if, it is kept by
+    taking each block as far as T, and a unit for each block behind, let it. Halving the interval of T finds
+    the least.
+
+    Without rounding, all paths are then as long: the sum of each block takes just as long as compute of the
+    next beside it. Rows that cost the same go down towards the last block where C is larger, and up from the
+    first where M is: by M / (phi C) from block to block, without overheads. Of rows that cost ever more,
+    later blocks have fewer.
+
+    Parameters
+    ----------
+    rows, number : int
+        `number` blocks of at least one row each.
+    costs : Costs
+    unit : int
+        Blocks end at multiples of so many rows, the last one where the rows end.
+
+    Raises
+    ------
+    ValueError
+        There are fewer units of rows than blocks.
 
     Examples
     --------
@@ -323,41 +386,93 @@ def best_sizes(rows: int, number: int, costs: Costs) -> list[int]:
     [400, 200, 100]
     >>> best_sizes(700, 3, Costs(compute=1.0, communication=2.0))
     [100, 200, 400]
+    >>> best_sizes(700, 3, Costs(compute=2.0, communication=1.0, skew=1.0), unit=10)
+    [510, 150, 40]
     """
-    _check_number(rows, number)
-    C = costs.slowdown * costs.compute
-    if C == 0 or costs.communication == 0:
-        return even_sizes(rows, number)
-    ratio = costs.communication / C
-    step = (costs.communication_overhead - costs.slowdown * costs.compute_overhead) / C
-    # f_i = slope_i f_1 + rest_i, and they add up to 1.
-    slope, rest = [1.0], [0.0]
-    for _ in range(number - 1):
-        slope.append(slope[-1] * ratio)
-        rest.append(rest[-1] * ratio + step)
-    first = (1 - sum(rest)) / sum(slope)
-    edges = np.rint(rows * np.cumsum([x * first + y for x, y in zip(slope, rest, strict=True)])).astype(int)
-    sizes = np.diff(edges, prepend=0).tolist()
-    return even_sizes(rows, number) if min(sizes) < 1 else [int(size) for size in sizes]
+    units = -(-rows // unit)
+    _check_number(rows, number, unit)
+    overheads = number * (costs.compute_overhead + costs.communication_overhead)
+    low, high = 0.0, costs.compute + costs.communication + overheads  # nothing overlaps
+    edges = _furthest(units, number, rows / unit, costs, high * (1 + 1e-12))
+    assert edges is not None  # blocks that exist take their time
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        found = _furthest(units, number, rows / unit, costs, middle)
+        if found is None:
+            low = middle
+        else:
+            high, edges = middle, found
+    ends = [min(edge * unit, rows) for edge in edges]
+    return [after - before for before, after in itertools.pairwise((0, *ends))]
 
 
-def choose(rows: int, costs: Costs, most: int = 16) -> list[int]:
+def _furthest(units: int, number: int, length: float, costs: Costs, limit: float) -> list[int] | None:
+    """Return how far each block can reach with all P_j <= limit; None where that is impossible.
+
+    What bounds an end, P_j and the unit that each block behind needs, is the looser the further the other
+    ends are. So ends that start too far, and are moved back to their bounds until all keep them, find the
+    furthest.
+
+    Parameters
+    ----------
+    units : int
+        Of rows; the last may be short.
+    number : int
+        Of blocks.
+    length : float
+        Of all rows, in units.
+    costs : Costs
+    limit : float
+        T.
+    """
+    C, M, a, b = costs.compute, costs.communication, costs.compute_overhead, costs.communication_overhead
+    ends = [0, *range(units - number + 1, units + 1)]
+
+    def compute(end: int) -> float:
+        return C * work(min(end / length, 1.0), costs.skew)
+
+    while True:
+        for j in range(1, number + 1):
+            before = M * ends[j - 1] / length + (j - 1) * b  # sums of the blocks before
+            room = limit - j * a - M - number * b + before / costs.slowdown  # for C W(x_j)
+            ends[j] = bisect.bisect_right(range(ends[j] + 1), room, key=compute) - 1
+            if ends[j] < j:
+                return None
+        if ends[-1] < units:
+            return None
+        kept = list(ends)
+        for j in range(number - 1, 0, -1):
+            ends[j] = min(ends[j], ends[j + 1] - 1)
+        if ends == kept:
+            return ends[1:]
+
+
+def choose(rows: int, costs: Costs, most: int = 16, unit: int = 1) -> list[int]:
     """Return the sizes of the blocks, at most `most`, that take the least time by `schedule`.
+
+    Of equals it takes the fewest blocks.
+
+    Parameters
+    ----------
+    rows : int
+    costs : Costs
+    most : int
+        Blocks.
+    unit : int
+        Blocks end at multiples of so many rows.
 
     Examples
     --------
     >>> choose(1000, Costs(1.0, 0.5, 0.1, 0.1))
-    [667, 333]
+    [666, 334]
     >>> choose(1000, Costs(1.0, 0.1, 0.5, 0.5))  # it does not pay
     [1000]
     """
     _check_number(rows, 1)
-    found = [
-        sizes
-        for number in range(1, min(most, rows) + 1)
-        for sizes in (even_sizes(rows, number), best_sizes(rows, number, costs))
-    ]
-    return min(found, key=lambda sizes: schedule(*block_costs(sizes, costs), costs.slowdown).time)
+    found = [best_sizes(rows, number, costs, unit) for number in range(1, min(most, -(-rows // unit)) + 1)]
+    times = [schedule(*block_costs(sizes, costs), costs.slowdown).time for sizes in found]
+    least = min(times) * (1 + _ROUNDING)
+    return next(sizes for sizes, taken in zip(found, times, strict=True) if taken <= least)
 
 
 def slowdown(units: int, lent: int) -> float:
@@ -383,6 +498,7 @@ def _of_heads(name: str, array: np.ndarray, heads: slice) -> np.ndarray:
     )
 
 
-def _check_number(rows: int, number: int) -> None:
-    if not 1 <= number <= rows:
-        raise ValueError(f"{rows} rows cannot be cut into {number} blocks")
+def _check_number(rows: int, number: int, unit: int = 1) -> None:
+    if not 1 <= number <= -(-rows // unit):
+        what = f"{rows} rows" if unit == 1 else f"{-(-rows // unit)} units of {unit} rows"
+        raise ValueError(f"{what} cannot be cut into {number} blocks")

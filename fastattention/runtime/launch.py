@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .communicator import ENGINE
 from .mpi import WHEELS
-from .nccl import ADDRESS, KEY, RANK, SIZE
+from .nccl import ADDRESS, KEY, LISTENER, RANK, SIZE
 
 __all__ = ["add_arguments", "launch_gpus", "launch_mpi", "main"]
 
@@ -87,27 +87,30 @@ def launch_gpus(ranks: int, script: Path, arguments: Sequence[str] = (), *, host
 
     Once a rank fails the others get a few seconds to end, then are killed.
     """
-    with socket.create_server((host, 0)) as server:  # a free port; rank 0 opens it again
-        port = server.getsockname()[1]
     # NCCL's own sockets too stay on this machine, where they can; a choice of the user's stands.
     network = (
         {} if "NCCL_SOCKET_IFNAME" in os.environ or host != "127.0.0.1" else {"NCCL_SOCKET_IFNAME": "lo"}
     )
-    shared = {
-        ENGINE: "nccl",
-        SIZE: str(ranks),
-        ADDRESS: f"{host}:{port}",
-        KEY: secrets.token_hex(16),
-        **network,
-    }
     processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank in range(ranks):
-            command = [*_rank(os.getpid()), str(script), *arguments]
-            processes += [_start(command, {**shared, RANK: str(rank)})]
-    except BaseException:
-        _stop(processes)
-        raise
+    # Rank 0 gets the socket, open: nobody else can take the port, and ranks that come before it wait in line.
+    with socket.create_server((host, 0), backlog=ranks) as server:
+        shared = {
+            ENGINE: "nccl",
+            SIZE: str(ranks),
+            ADDRESS: f"{host}:{server.getsockname()[1]}",
+            KEY: secrets.token_hex(16),
+            **network,
+        }
+        try:
+            for rank in range(ranks):
+                command = [*_rank(os.getpid()), str(script), *arguments]
+                own, passed = {RANK: str(rank)}, [server.fileno()] if rank == 0 else []
+                if passed:
+                    own[LISTENER] = str(passed[0])
+                processes += [_start(command, {**shared, **own}, passed)]
+        except BaseException:
+            _stop(processes)
+            raise
     return _watch(processes, "rank")
 
 
@@ -143,9 +146,13 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
                 process.wait(max(end - time.monotonic(), 0.0))
 
 
-def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a process at the head of a process group of its own."""
-    return subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
+def _start(
+    command: Sequence[str], environment: dict[str, str], passed: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process at the head of a process group of its own, with some of this one's open files."""
+    return subprocess.Popen(
+        command, env={**os.environ, **environment}, start_new_session=True, pass_fds=passed
+    )
 
 
 def _rank(parent: int, *options: str) -> list[str]:

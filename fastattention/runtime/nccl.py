@@ -11,8 +11,10 @@ import ctypes
 import importlib.util
 import json
 import os
-import time
-from multiprocessing.connection import Client, Listener
+import socket
+from contextlib import suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,11 +24,12 @@ import numpy as np
 from .. import gpu
 from .communicator import Handle, check_root, require
 
-__all__ = ["ADDRESS", "KEY", "RANK", "SIZE", "WHEELS", "Nccl", "load_nccl"]
+__all__ = ["ADDRESS", "KEY", "LISTENER", "RANK", "SIZE", "WHEELS", "Nccl", "load_nccl"]
 
 # What `fastattention launch --gpus` tells its ranks.
 RANK, SIZE = "FASTATTENTION_RANK", "FASTATTENTION_SIZE"
 ADDRESS, KEY = "FASTATTENTION_ADDRESS", "FASTATTENTION_KEY"
+LISTENER = "FASTATTENTION_LISTENER"  # rank 0 alone: the open socket at that address
 
 WHEELS = (
     "CuPy with NCCL is needed: pip install cupy-cuda12x nvidia-nccl-cu12, "
@@ -34,7 +37,7 @@ WHEELS = (
 )
 _BFLOAT16 = 9  # ncclBfloat16, for which CuPy has no name
 _HIGHEST_PRIORITY = -5  # of any card; CUDA takes the highest that there is
-_PATIENCE = 25.0  # seconds for the ranks to find each other
+_PATIENCE = 120.0  # seconds for a rank that lives to come: CuPy loads slowly from a cold disk
 
 
 def load_nccl() -> Any:
@@ -87,6 +90,8 @@ class Nccl:
         try:
             self.rank, self.size = int(os.environ[RANK]), int(os.environ[SIZE])
             host, _, port = os.environ[ADDRESS].rpartition(":")
+            if self.rank == 0:
+                int(os.environ[LISTENER])
             key = bytes.fromhex(os.environ[KEY])
         except (KeyError, ValueError) as error:
             raise RuntimeError(
@@ -98,7 +103,7 @@ class Nccl:
         if self.size > count:
             raise RuntimeError(f"{self.size} ranks need a GPU each; there are {count}")
         cupy.cuda.Device(self.rank).use()
-        identity = self._meet((host, int(port)), key)
+        identity = self._meet((host, int(port)), key) if self.size > 1 else self._nccl.get_unique_id()
         self._comm = self._nccl.NcclCommunicator(self.size, identity, self.rank)
         self._stream = cupy.cuda.Stream(non_blocking=True, priority=_HIGHEST_PRIORITY)
         n = self._nccl
@@ -109,22 +114,31 @@ class Nccl:
 
     def _meet(self, address: tuple[str, int], key: bytes) -> Any:
         """Return NCCL's identity of the group, which rank 0 makes and hands to the others."""
-        if self.rank == 0:
-            identity = self._nccl.get_unique_id()
-            with Listener(address, backlog=self.size, authkey=key) as listener:
-                for _ in range(self.size - 1):
-                    with listener.accept() as connection:
-                        connection.send(identity)
-            return identity
-        give_up = time.monotonic() + _PATIENCE
-        while True:
+        if self.rank:
             try:
-                with Client(address, authkey=key) as connection:
+                with Client(address, authkey=key) as connection:  # the launcher opened it before any rank
+                    if not connection.poll(_PATIENCE):
+                        raise RuntimeError(f"rank {self.rank}: rank 0 said nothing in {_PATIENCE:.0f} s")
                     return connection.recv()
-            except ConnectionRefusedError as error:  # rank 0 does not listen yet
-                if time.monotonic() > give_up:
-                    raise RuntimeError(f"rank {self.rank} found no rank 0 in {_PATIENCE:.0f} s") from error
-                time.sleep(0.05)
+            except (OSError, EOFError) as error:
+                raise RuntimeError(f"rank {self.rank} found no rank 0 at {address}: {error!r}") from error
+        identity = self._nccl.get_unique_id()
+        missing = self.size - 1
+        with socket.socket(fileno=int(os.environ[LISTENER])) as listener:
+            listener.settimeout(_PATIENCE)
+            while missing:
+                try:
+                    caller, _ = listener.accept()
+                except TimeoutError as error:
+                    raise RuntimeError(f"{missing} of {self.size} ranks did not come") from error
+                caller.settimeout(None)
+                strangers = suppress(AuthenticationError, OSError, EOFError)
+                with strangers, Connection(caller.detach()) as connection:
+                    deliver_challenge(connection, key)  # a stranger is sent away
+                    answer_challenge(connection, key)
+                    connection.send(identity)
+                    missing -= 1
+        return identity
 
     def sum_dtype(self, dtype: Any) -> Any:
         """Return the dtype itself: NCCL sums every floating type."""

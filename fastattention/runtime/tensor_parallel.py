@@ -17,7 +17,7 @@ from ..arrays import BFLOAT16
 from ..attention import attention
 from ..reference.tiling_allreduce import Costs, choose, even_sizes
 from .communicator import Communicator, Handle, agree
-from .measure_allreduce import measure
+from .measure_allreduce import grain, measure, settle
 
 __all__ = ["measured_costs", "overlapped", "projected_attention"]
 
@@ -27,8 +27,10 @@ _OPTIONS = (
     "backend", "num_threads",
 )  # fmt: skip
 
-# Costs by group of ranks, then by what was asked: measured once.
-_measured: WeakKeyDictionary[Any, dict[Any, Costs]] = WeakKeyDictionary()
+_TURN = 0.002  # seconds: shorter calls are timed several at a time
+
+# Sizes of blocks by group of ranks, then by what was asked: measured once.
+_settled: WeakKeyDictionary[Any, dict[Any, list[int]]] = WeakKeyDictionary()
 
 
 def projected_attention(
@@ -54,7 +56,8 @@ def projected_attention(
         All its R ranks make this call together.
     blocks : int, sequence of int, Costs, optional
         How many blocks of nearly equal size; or the rows of each; or what `reference.tiling_allreduce` is to
-        choose by. By default it is measured once for each kind of call (some ten calls' time) and chosen.
+        choose by. By default costs are measured once for each kind of call, the blocks that they speak for
+        are timed, and the fastest are kept (some sixty calls' time in all).
     **options
         Of `attention`, but `return_lse` and `out`: those with an axis of heads for this rank's heads.
 
@@ -84,16 +87,18 @@ def projected_attention(
         problem = str(error)
     agree(communicator, facts, problem)
 
-    if blocks is None:
-        if communicator.size == 1:
-            blocks = [q.shape[2]]
-        else:
-            costs = _measured.setdefault(communicator, {})
-            key = tuple(facts.items())
-            if key not in costs:
-                costs[key] = _measure(q, k, v, w_out, communicator, options)
-            blocks = costs[key]
-    sizes = choose(q.shape[2], blocks, _MOST_BLOCKS) if isinstance(blocks, Costs) else list(blocks)  # type: ignore[arg-type]
+    if isinstance(blocks, Costs):
+        sizes = choose(q.shape[2], blocks, _MOST_BLOCKS, grain(q.shape[2]))
+    elif blocks is not None:
+        sizes = list(blocks)  # type: ignore[arg-type]
+    elif communicator.size == 1:
+        sizes = [q.shape[2]]
+    else:
+        settled = _settled.setdefault(communicator, {})
+        key = tuple(facts.items())
+        if key not in settled:
+            settled[key] = _settle(q, k, v, w_out, communicator, options)
+        sizes = settled[key]
     return _run(q, k, v, w_out, communicator, sizes, options)
 
 
@@ -211,7 +216,19 @@ def _measure(
     shape = (rows * batch, w_out.shape[1])
     out = communicator.xp.zeros(shape, communicator.sum_dtype(q.dtype))
     step = projection(q, k, v, w_out, communicator, options)
-    return measure(step, out, communicator, unit=batch)
+    return measure(step, out, communicator, unit=batch, least=_TURN)
+
+
+def _settle(
+    q: Any, k: Any, v: Any, w_out: Any, communicator: Communicator, options: dict[str, Any]
+) -> list[int]:
+    """Measure, time what the costs speak for, and return the fastest blocks."""
+
+    def run(sizes: Sequence[int]) -> None:
+        _run(q, k, v, w_out, communicator, sizes, options)
+
+    costs = _measure(q, k, v, w_out, communicator, options)
+    return settle(run, q.shape[2], costs, communicator, most=_MOST_BLOCKS, least=_TURN)
 
 
 def _sizes(blocks: Any, rows: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,21 +91,64 @@ def cuts(rows, number):
         yield [b - a for a, b in itertools.pairwise((0, *edges, rows))]
 
 
-@pytest.mark.parametrize("costs", GRID, ids=str)
-def test_best_sizes_by_brute_force(costs):
-    rows = 24
+SKEWED = [replace(costs, skew=skew) for costs in GRID for skew in (-0.4, 0.0, 0.6, 1.0)]
 
+
+def longest_path(sizes, costs):
+    """The longest of the paths P_j in the module's docstring, term by term."""
+    computes, sums = tiles.block_costs(sizes, costs)
+    gained = 1 - 1 / costs.slowdown
+    return max(sum(computes[: j + 1]) + gained * sum(sums[:j]) + sum(sums[j:]) for j in range(len(sizes)))
+
+
+@pytest.mark.parametrize("costs", SKEWED, ids=str)
+def test_time_is_the_longest_path(costs, rng):
+    for _ in range(5):
+        sizes = rng.integers(1, 9, int(rng.integers(1, 7))).tolist()
+        found = tiles.schedule(*tiles.block_costs(sizes, costs), costs.slowdown).time
+        assert found == pytest.approx(longest_path(sizes, costs), rel=1e-12)
+
+
+@pytest.mark.parametrize("costs", SKEWED, ids=str)
+@pytest.mark.parametrize(("rows", "unit"), [(12, 1), (35, 3)])
+def test_best_sizes_by_brute_force(costs, rows, unit):
     def time(sizes):
         return tiles.schedule(*tiles.block_costs(sizes, costs), costs.slowdown).time
 
-    row = (costs.compute * costs.slowdown + costs.communication) / rows
-    brute = {n: min(time(sizes) for sizes in cuts(rows, n)) for n in (1, 2, 3, 4)}
+    def of_rows(units):
+        return [*(unit * size for size in units[:-1]), rows - unit * sum(units[:-1])]
+
+    brute = {n: min(time(of_rows(sizes)) for sizes in cuts(12, n)) for n in (1, 2, 3, 5)}
     for number, best in brute.items():
-        sizes = tiles.best_sizes(rows, number, costs)
+        sizes = tiles.best_sizes(rows, number, costs, unit)
         assert (sum(sizes), len(sizes)) == (rows, number)
-        if sizes != tiles.even_sizes(rows, number):  # a rounding of half a row at an edge
-            assert time(sizes) <= best + row / 2 + 1e-12
-    assert time(tiles.choose(rows, costs, most=4)) <= min(brute.values()) + row
+        assert all(size % unit == 0 for size in sizes[:-1])
+        assert time(sizes) == pytest.approx(best, rel=1e-12)
+    assert time(tiles.choose(rows, costs, most=5, unit=unit)) <= min(brute.values()) * (1 + 1e-12)
+
+
+def test_of_causal_rows_later_blocks_have_fewer():
+    """Half of the queries, the later ones, are three quarters of causal attention."""
+    even, skewed = (tiles.best_sizes(4096, 4, Costs(1.0, 1.0, skew=skew)) for skew in (0.0, 1.0))
+    assert even == [1024] * 4
+    assert skewed[1] > skewed[2] > skewed[3]
+    costs = Costs(1.0, 1.0, skew=1.0)
+
+    def time(sizes):
+        return tiles.schedule(*tiles.block_costs(sizes, costs)).time
+
+    assert time(skewed) < time(even)
+
+
+def test_skew_is_what_causal_attention_costs():
+    """Counted pair by pair: Sq queries among Sk keys, and a product of each row."""
+    Sq, Sk, product = 24, 40, 7.0
+    rows = (
+        np.arange(Sk - Sq, Sk) + 0.5 + product
+    )  # visible keys of each row, the diagonal's half a pair early
+    skew = (rows[-1] - rows[0] + 1) / (2 * rows.mean())
+    shares = [tiles.work(x / Sq, skew) for x in range(Sq + 1)]
+    np.testing.assert_allclose(np.diff(shares), rows / rows.sum(), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +162,10 @@ def test_best_sizes_by_brute_force(costs):
         (lambda: tiles.schedule([1.0], []), "1 computes and 0 sums"),
         (lambda: Costs(1.0, -1.0), "at least 0"),
         (lambda: Costs(1.0, 1.0, slowdown=0.9), "slowdown"),
+        (lambda: Costs(1.0, 1.0, skew=1.5), "skew must be from -1 to 1, got 1.5"),
+        (lambda: Costs(1.0, 1.0, skew=float("nan")), "skew"),
+        (lambda: tiles.time(2, Costs(1.0, 1.0, skew=0.5)), "a skew of 0.5"),
+        (lambda: tiles.best_sizes(9, 4, Costs(1.0, 1.0), unit=3), "3 units of 3 rows"),
         (lambda: tiles.slowdown(4, 4), "4 of 4"),
     ],
 )

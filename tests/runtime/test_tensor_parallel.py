@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import builtins
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fastattention.reference.tiling_allreduce import Costs, projected
 
-from fastattention.bench.allreduce import operands, table
 from fastattention.cli import main
 from fastattention.runtime import launch as launcher
 from fastattention.runtime.communicator import ENGINE, Single, agree, connect
+from fastattention.runtime.measure_allreduce import settle
 from fastattention.runtime.mpi import load_mpi
 from fastattention.runtime.nccl import Nccl, load_nccl
 from fastattention.runtime.tensor_parallel import measured_costs, projected_attention
@@ -56,15 +58,6 @@ def test_costs_are_measured(call):
     assert costs.compute >= 0
     assert costs.compute + costs.compute_overhead > 0
     assert costs.slowdown >= 1
-
-
-def test_table_has_every_way():
-    group = Single()
-    _, rows = table(group, *operands(group, 64, 48, head_dim=16), repeats=1)
-    names = [row.name for row in rows]
-    assert names[:3] == ["compute alone", "AllReduce alone", "in sequence"]
-    assert names[3:] == ["tiles, n = 2", "tiles, n = 4", "tiles, n = 8", "chosen"]
-    assert all(sum(row.sizes) == 48 and row.ms > 0 for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -182,3 +175,93 @@ def test_launch_without_mpiexec(monkeypatch, capsys):
     assert main(["launch", "-n", "2", "--mpi", __file__]) == 2
     assert "there is no mpiexec" in (said := capsys.readouterr().err)
     assert "fastattention[distributed]" in said
+
+
+def fake(tmp_path, body, monkeypatch):
+    """Start two ranks whose NCCL is a folder of files and whose CuPy is NumPy; return the exit code."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport fake_nccl\n{body}"
+    )
+    monkeypatch.setenv("FAKE_NCCL", str(tmp_path))
+    return launcher.launch_gpus(2, script)
+
+
+CONNECT = "from fastattention.runtime.communicator import agree, connect\n"
+
+
+def test_ranks_of_a_pretended_nccl(tmp_path, monkeypatch, capfd):
+    body = (
+        CONNECT
+        + """
+with connect() as group:
+    x = group.xp.asarray([1.0 + group.rank, 2.0])
+    group.all_reduce_start(x).wait()
+    assert x.tolist() == [3.0, 4.0], x
+    assert group.all_gather("ab" * (1 + group.rank)) == ["ab", "abab"]
+    assert group.broadcast({"x": group.rank}, root=1) == {"x": 1}
+    try:
+        agree(group, {"n": str(group.rank)})
+    except ValueError as error:
+        print("refused:", error, flush=True)
+    for wrong, kind in ((group.xp.asarray([[1.0, 2.0]] * 2).T, ValueError), ([1.0], TypeError)):
+        try:
+            group.all_reduce_start(wrong)
+        except kind:
+            print("refused:", kind.__name__, flush=True)
+    group.barrier()
+"""
+    )
+    assert fake(tmp_path, body, monkeypatch) == 0, capfd.readouterr().err
+    assert capfd.readouterr().out.count("refused: ") == 6
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raise RuntimeError('out of luck')", "out of luck"),
+        ("import os; os._exit(7)", "rank 1 ended with code 7"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+    ],
+)
+@pytest.mark.parametrize("when", ["before they meet", "in a group"])
+def test_a_dead_rank_stops_the_others(fault, message, when, tmp_path, monkeypatch, capfd):
+    """Rank 0 waits for it, in vain: to be met, or for a sum."""
+    lines = ["import os", f"if os.environ['FASTATTENTION_RANK'] == '1': {fault}"]
+    group = ["group = connect().__enter__()", "group.barrier()"]
+    rest = "group.all_reduce_start(group.xp.asarray([1.0])).wait()"
+    order = [*lines, *group] if when == "before they meet" else [*group, *lines]
+    started = time.monotonic()
+    assert fake(tmp_path, CONNECT + "\n".join([*order, rest]), monkeypatch) != 0
+    assert time.monotonic() - started < 30
+    assert message in capfd.readouterr().err
+
+
+def test_strangers_are_sent_away(tmp_path, monkeypatch, capfd):
+    """Somebody else calls rank 0 first: without the key, and without a word."""
+    body = """
+import os, socket
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client
+host, port = os.environ["FASTATTENTION_ADDRESS"].split(":")
+if os.environ["FASTATTENTION_RANK"] == "1":
+    socket.create_connection((host, int(port))).close()
+    try:
+        Client((host, int(port)), authkey=b"guessed")
+    except (AuthenticationError, EOFError, OSError):
+        print("sent away", flush=True)
+"""
+    assert fake(tmp_path, body + CONNECT + "with connect() as group: group.barrier()\n", monkeypatch) == 0
+    assert "sent away" in capfd.readouterr().out
+
+
+def test_blocks_are_chosen_by_what_they_take():
+    """The costs speak for four blocks; the calls say that two are faster, or none."""
+    costs = Costs(1.0, 1.0, 0.01, 0.01)
+
+    def run(per_block):
+        return lambda sizes: time.sleep(0.004 / len(sizes) + per_block * (len(sizes) - 1))
+
+    assert settle(run(1.0), 1024, costs, Single()) == [1024]
+    assert len(settle(run(0.0), 1024, costs, Single())) > 2
+    assert settle(run(0.0), 1, costs, Single()) == [1]

@@ -1,0 +1,91 @@
+"""Coverage-guided fuzzing of the Python layer: ``make fuzz-python`` runs it.
+
+atheris changes bytes so that they reach new lines; tests/fuzz/ makes a call of `fastattention.attention`, or
+a GGUF file, of them, and says what must come of it. The corpora committed there are where each run begins;
+what it adds stays in build/fuzz/. A finding ends the run, and its bytes lie in build/fuzz/ for replaying::
+
+    python -m tests.fuzz.fuzz_gguf build/fuzz/gguf-crash-...
+
+    python -m tests.fuzz_python [--seconds 60] [--only gguf] [--record]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fastattention
+from fastattention.bench.environment import describe
+
+ROOT = Path(__file__).resolve().parents[1]
+CORPORA, WORK = ROOT / "tests" / "fuzz" / "corpus", ROOT / "build" / "fuzz"
+#: What is fuzzed: its module, and the longest input in bytes.
+TARGETS = {"attention": ("tests.fuzz.fuzz_python_attention", 160), "gguf": ("tests.fuzz.fuzz_gguf", 9000)}
+
+
+def fuzz(name: str, seconds: int) -> dict[str, Any]:
+    """Run one target; return how many inputs it tried, and what it found."""
+    module, longest = TARGETS[name]
+    found = WORK / name
+    found.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", module, str(found), str(CORPORA / name), f"-max_total_time={seconds}",
+        f"-max_len={longest}", "-timeout=10", "-rss_limit_mb=3000", "-print_final_stats=1",
+        f"-artifact_prefix={WORK / name}-",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    executed = re.search(r"stat::number_of_executed_units: *(\d+)", done.stderr)
+    covered = re.findall(r" cov: (\d+) ft: (\d+)", done.stderr)
+    result: dict[str, Any] = {
+        "seconds": seconds,
+        "executions": int(executed[1]) if executed else 0,
+        "edges": int(covered[-1][0]) if covered else 0,
+        "features": int(covered[-1][1]) if covered else 0,
+        "finding": None,
+    }
+    if done.returncode:
+        lines = [x for x in (done.stdout + done.stderr).splitlines() if not re.match(r"#\d|INFO|WARNING", x)]
+        result["finding"] = lines[-60:]
+    return result
+
+
+def main() -> int:
+    """Fuzz, print and record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
+    parser.add_argument("--only", choices=TARGETS, help="one target")
+    parser.add_argument("--record", action="store_true", help="write results/fuzz-python-<date>.json")
+    args = parser.parse_args()
+    targets = {}
+    for name in [args.only] if args.only else TARGETS:
+        print(f"{name}: {args.seconds} s", flush=True)
+        result = targets[name] = fuzz(name, args.seconds)
+        print(
+            f"  {result['executions']} inputs, {result['edges']} edges, {result['features']} features",
+            flush=True,
+        )
+        if result["finding"]:
+            print("  FOUND", *result["finding"], sep="\n  ")
+    if args.record:
+        now = datetime.now(UTC)
+        content = {
+            "schema": "fuzz-python-1",
+            "date": now.isoformat(timespec="seconds"),
+            "environment": {**describe(fastattention.get_isa()), "atheris": version("atheris")},
+            "targets": targets,
+        }
+        path = ROOT / "results" / f"fuzz-python-{now.date()}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        print("Wrote", path)
+    return 1 if any(result["finding"] for result in targets.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

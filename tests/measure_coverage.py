@@ -1,0 +1,176 @@
+"""Which lines and branches the tests reach, of the Python and of the C++: what ``make coverage`` runs.
+
+The package is built once more, its C++ instrumented, into a folder of its own; the tests run against that,
+and what they reached is counted by coverage.py and gcovr. Modules that need a GPU are not counted, and are
+named in the result; kernels of instruction sets that this processor does not have count as not reached.
+
+    python tests/measure_coverage.py [--record] [pytest's arguments]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "coverage"
+SITE, TREE, CPP = WORK / "site", WORK / "tree", WORK / "cpp"
+
+#: What needs a device, by pattern; a test with a GPU reaches it (`make test-gpu`).
+NEED_GPU = (
+    "gpu/*", "bench/gpu/*", "runtime/cuda_device.py", "runtime/nccl.py", "offload/detect_gpu.py",
+    "cache_device.py", "explain_gpu.py",
+)  # fmt: skip
+
+_CONFIG = """\
+[run]
+branch = true
+parallel = true
+source = {site}/fastattention
+omit = {omit}
+data_file = {work}/data
+patch = subprocess
+[paths]
+source =
+    {root}/fastattention
+    {site}/fastattention
+[report]
+exclude_also =
+    if TYPE_CHECKING:
+    ^\\s*\\.\\.\\.$
+"""
+
+
+def run(*command: str | Path, **options: Any) -> int:
+    """Run a command and show it; return its exit code."""
+    print("$", " ".join(map(str, command)), flush=True)
+    return subprocess.run([str(part) for part in command], check=False, **options).returncode
+
+
+def build() -> None:
+    """Install the package, instrumented, and lay out a tree of the checkout without it."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    TREE.mkdir(parents=True)
+    failed = run(
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps",
+        "--target", SITE, f"-Cbuild-dir={CPP}", "-Csetup-args=-Db_coverage=true", ROOT,
+    )  # fmt: skip
+    if failed:
+        raise SystemExit("the instrumented build failed")
+    for entry in ROOT.iterdir():
+        # Python finds the package in the current folder first: there must be none.
+        if entry.name not in ("fastattention", "build", "dist", ".git", ".venv"):
+            # Tests are copied: one may go on writing them while this runs.
+            if entry.name == "tests":
+                shutil.copytree(entry, TREE / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                (TREE / entry.name).symlink_to(entry)
+    omit = "\n    ".join(["", *(f"{SITE}/fastattention/{pattern}" for pattern in NEED_GPU)])
+    text = _CONFIG.format(site=SITE, root=ROOT, work=WORK, omit=omit)
+    (WORK / "config").write_text(text, encoding="utf-8")
+
+
+def measure(arguments: list[str]) -> bool:
+    """Run the tests; whether they passed."""
+    # Not the environment's interpreter: an editable install of the package there would be found first.
+    python = getattr(sys, "_base_executable", sys.executable)
+    paths = [str(SITE), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "COVERAGE_RCFILE": f"{WORK}/config",
+    }
+    return not run(python, "-m", "coverage", "run", "-m", "pytest", "-q", *arguments, cwd=TREE, env=env)
+
+
+def collect() -> dict[str, Any]:
+    """Return the shares reached, and what was not, by file."""
+    tool = [sys.executable, "-m", "coverage"]
+    env = os.environ | {"COVERAGE_RCFILE": f"{WORK}/config"}
+    run(*tool, "combine", "-q", env=env)
+    run(*tool, "json", "-q", "-o", WORK / "python.json", env=env)
+    found = json.loads((WORK / "python.json").read_text(encoding="utf-8"))
+    cells = ["--json", WORK / "cpp.json", "--json-summary", WORK / "cpp-summary.json"]
+    run(
+        Path(sys.executable).with_name("gcovr"), "--root", ROOT / "cpu_kernels", "--object-directory", CPP,
+        "--exclude-throw-branches", "--exclude-unreachable-branches", "--exclude", r".*_native\.c",
+        "--merge-mode-functions=merge-use-line-min", "--gcov-ignore-parse-errors=all", *cells, CPP,
+    )  # fmt: skip
+    cpp = json.loads((WORK / "cpp-summary.json").read_text(encoding="utf-8"))
+    files = {
+        str(Path(name).relative_to(ROOT) if Path(name).is_absolute() else name): content
+        for name, content in found["files"].items()
+    }
+    totals = found["totals"]
+    return {
+        "python": {
+            "lines_percent": 100 * totals["covered_lines"] / totals["num_statements"],
+            "branches_percent": 100 * totals["covered_branches"] / totals["num_branches"],
+            "lines": totals["num_statements"],
+            "branches": totals["num_branches"],
+            "left_out": list(NEED_GPU),
+            "missing": {
+                name: {
+                    "percent": content["summary"]["percent_covered"],
+                    "lines": content["missing_lines"],
+                    "branches": content["missing_branches"],
+                }
+                for name, content in sorted(files.items())
+                if content["missing_lines"] or content["missing_branches"]
+            },
+        },
+        "cpp": {
+            "lines_percent": cpp["line_percent"],
+            "branches_percent": cpp["branch_percent"],
+            "lines": cpp["line_total"],
+            "branches": cpp["branch_total"],
+            "files": {
+                content["filename"]: {
+                    "lines_percent": content["line_percent"],
+                    "branches_percent": content["branch_percent"],
+                }
+                for content in cpp["files"]
+            },
+        },
+    }
+
+
+def main() -> int:
+    """Build, run, print, and record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--record", action="store_true", help="write results/coverage-<date>.json")
+    args, rest = parser.parse_known_args()
+    build()
+    passed = measure(rest)
+    found = collect()
+    for language, shares in found.items():
+        print(
+            f"{language}: {shares['lines_percent']:.1f} % of {shares['lines']} lines, "
+            f"{shares['branches_percent']:.1f} % of {shares['branches']} branches"
+        )
+    now = datetime.now(UTC)
+    content = {
+        "schema": "coverage-1",
+        "date": now.isoformat(timespec="seconds"),
+        "environment": {"python": platform.python_version(), "machine": platform.machine()},
+        "arguments": rest,
+        "passed": passed,
+        **found,
+    }
+    folder = ROOT / "results" if args.record else WORK
+    path = folder / f"coverage-{now.date()}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print("Wrote", path)
+    return not passed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

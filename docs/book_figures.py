@@ -23,6 +23,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 INK = "#010203"  # no other ink has this value: it is exchanged for currentColor
+LEAST_LETTER = 8.0  # CSS pixels to the em, on the narrowest screen
 
 _numbers = itertools.count(1)
 
@@ -61,11 +62,18 @@ def _svg(figure: Figure, alt: str) -> str:
     prefix = f"fig{next(_numbers)}-"
     text = re.sub(r' id="([\w.-]+)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{prefix}", text)
-    width = re.search(r'width="([\d.]+)pt"', text)
-    assert width is not None
-    size = f'style="max-width: {float(width[1]) * 1.333:.0f}px"'
+    match = re.search(r'width="([\d.]+)pt"', text)
+    assert match is not None
+    width = float(match[1]) * 4 / 3  # a point is 4/3 of a CSS pixel
+    size = f"max-width: {width:.0f}px"
+    # Outlines of letters stand 100 to the em. Where the smallest would shrink below what can be read, the
+    # drawing stays wider than its place and scrolls.
+    letters = [float(scale) * 100 * 4 / 3 for scale in re.findall(r"scale\(([\d.]+) -[\d.]+\)", text)]
+    if letters:
+        size += f"; min-width: {np.ceil(width * min(1.0, LEAST_LETTER / min(letters))):.0f}px"
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" {size} ', 1)
+    drawing = text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" style="{size}" ', 1)
+    return f'<div class="book-drawing">{drawing}</div>'
 
 
 def show(figure: Figure, alt: str) -> HTML:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 from book_figures import BLUE, GREEN, ORANGE, PINK, RED, SKY
+from fastattention.gpu import configure
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -159,6 +161,7 @@ def stall_figure(kernel: dict[str, Any], most: int = 8) -> tuple[Figure, str]:
 
 BENCH_SCHEMA = "gpu-1"  # of what the benchmark of GPUs writes
 LENGTH = 4096  # tokens of the rows that are drawn; others where a run has none
+HALF_INSTRUCTIONS = ("m8n8k4", "m16n8k8", "m16n8k16")  # whose operands are float16
 
 
 def gpu_runs(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -222,4 +225,51 @@ def prefill_figure(run: dict[str, Any]) -> tuple[Figure, str]:
     return (
         figure,
         f"Measured prefill on {hardware(run)}, {run['date'][:10]}, TFLOP/s of FastAttention: {said}.",
+    )
+
+
+class Roofline(NamedTuple):
+    """What a card reached in a benchmark, in operations and bytes a second, and our kernel beside it."""
+
+    peak: float
+    bandwidth: float
+    instruction: str
+    tokens: int
+    head_dim: int
+    tile_rows: int
+    reached: float
+
+
+def roofline(run: dict[str, Any]) -> Roofline | None:
+    """Return a card's limits in float16, as a benchmark measured them, and its longest full prefill.
+
+    The limits are those of the fastest tensor-core instruction in float16 and of copying memory. Tiles are
+    those that the launcher chooses for the card's own kernel. None where a run has no such row.
+    """
+    found = []
+    for row in run["rows"]:
+        case, timed = row["case"], row["summary"]["contenders"]
+        hides = case["causal"] or case.get("window") or case.get("mask")
+        if case["kind"] == "prefill" and case["dtype"] == "float16" and not hides:
+            # The card's own kernel is the first that a row names; others are those of older cards, forced.
+            name = next((name for name in timed if row["contenders"][name]["ours"]), None)
+            if name is not None:
+                found.append((case["q_len"], -case["head_dim"], name, timed[name]["rate"]))
+    if not found:
+        return None
+    tokens, negative_dim, name, rate = max(found)
+    dim = -negative_dim
+    kernel = configure(
+        int(name.removeprefix("atom ")), "float16", "float16", dim, dim, tokens, aligned=True, modified=False
+    )
+    half = {name: values for name, values in run["limits"].items() if name in HALF_INSTRUCTIONS}
+    instruction = max(half, key=lambda name: median(half[name]))
+    return Roofline(
+        peak=1e12 * median(half[instruction]),
+        bandwidth=1e9 * median(run["limits"]["copy"]),
+        instruction=instruction,
+        tokens=tokens,
+        head_dim=dim,
+        tile_rows=kernel.rows,
+        reached=1e12 * rate,
     )

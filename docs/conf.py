@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -68,6 +69,8 @@ nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_code_prompt_show = "Show the code"
+nb_code_prompt_hide = "Hide the code"
 nb_render_markdown_format = "gfm"  # tables, in what cells display
 nb_kernel_rgx_aliases = {"python3": "fastattention-book"}
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # the default fetches require.js from another host
@@ -105,14 +108,25 @@ html_theme = "pydata_sphinx_theme"
 html_title = "FastAttention"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
-html_js_files = ["steps.js"]
+html_js_files = ["page.js", "steps.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
 pygments_style = "friendly"
 html_sidebars = {
-    page: [] for page in ("index", "install", "cli", "bibliography", "changelog", "contributing")
+    page: []
+    for page in (
+        "index",
+        "install",
+        "cli",
+        "glossary",
+        "bibliography",
+        "changelog",
+        "contributing",
+        "SECURITY",
+    )
 }
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is, until they choose
 html_theme_options = {
     "logo": {"text": "FastAttention"},
     "show_toc_level": 2,
@@ -123,7 +137,7 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
-    "pygments_dark_style": "a11y-high-contrast-dark",
+    "pygments_dark_style": "a11y-dark",
 }
 
 
@@ -134,6 +148,12 @@ def skip_field_aliases(
     return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
 
 
+def keep_initials(app: Any, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep a letter with a full stop that begins a line ("L.", "G. Xiao") from becoming a list."""
+    lines[:] = [re.sub(r"^(\s*(?:\.\. \[[^\]]+\] )?)([A-Z]\.(?: |$))", r"\1\\\2", line) for line in lines]
+
+
 def setup(app: Any) -> None:
     """Register with Sphinx."""
+    app.connect("autodoc-process-docstring", keep_initials, priority=900)  # numpydoc's comes first
     app.connect("autodoc-skip-member", skip_field_aliases)

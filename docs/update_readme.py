@@ -1,4 +1,4 @@
-"""Fill the README's section of results from the newest files of ``make bench`` and ``make bench-gpu``.
+"""Fill the README's section of results from the newest files in ``results/``.
 
 Run it from anywhere: ``python docs/update_readme.py``. With ``--check`` it changes nothing and exits with 1
 when the README is out of date. The book reads the same files through the functions here. The standard library
@@ -14,6 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent))  # for who loads this file by its path
+import readme_offload
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -362,10 +365,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether the README is up to date")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file to fill")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="the folder with bench-*.json")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="the folder with the results")
     args = parser.parse_args(argv)
     old = args.readme.read_text(encoding="utf-8")
-    new = fill(old, section(newest(args.results), newest(args.results, gpu=True)))
+    text = section(newest(args.results), newest(args.results, gpu=True))
+    new = fill(old, "\n\n".join(filter(None, [text, readme_offload.section(args.results)])))
     if args.check:
         if new != old:
             print(f"{args.readme} is out of date: run python docs/update_readme.py", file=sys.stderr)

@@ -237,7 +237,14 @@ def test_update_readme_refuses_other_schemas_and_missing_markers(tmp_path: Path)
 )
 def test_readme_shows_the_newest_committed_run(tmp_path: Path) -> None:
     # A reader's own `make bench` leaves a file beside the committed ones; it must not fail their tests.
-    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "results/bench-*.json"]
+    command = [
+        "git",
+        "-c",
+        f"safe.directory={ROOT}",
+        "ls-files",
+        "results/bench-*.json",
+        "results/offload-*.json",
+    ]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in listed:
         shutil.copy(ROOT / name, tmp_path)

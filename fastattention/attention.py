@@ -101,6 +101,10 @@ def attention(
         instruction set that is forced is not available. No error leaves anything half done.
     MemoryError
         There is no room for the result or the kernels' workspace.
+    KeyboardInterrupt
+        Ctrl-C during a long call on the CPU, which then ends within a fraction of a second; what lies in
+        `out` means nothing. Whatever else a signal's handler raises stops a call in the same way, one from
+        the main thread.
     ImportError
         The arrays lie on a GPU and CuPy is not installed.
     RuntimeError
@@ -114,11 +118,11 @@ def attention(
 
     Notes
     -----
-    Accumulation is in float32. Arrays of any strides are read without a copy while the last axis
-    is contiguous and addresses are multiples of the item size; q, k or v that is not so is copied first. The
-    values of a floating mask are not examined: NaN in it gives NaN. The softmax is computed online, tile by
-    tile [1]_ [2]_, so that memory does not grow with Sq * Sk; grouped-query attention follows [3]_, ALiBi
-    [4]_, and sinks [5]_.
+    Accumulation is in float32; denormal float32 numbers, below 2^-126, count as 0. Arrays of any strides are
+    read without a copy while the last axis is contiguous and addresses are multiples of the item size; q, k
+    or v that is not so is copied first. The values of a floating mask are not examined: NaN in it gives NaN.
+    The softmax is computed online, tile by tile [1]_ [2]_, so that memory does not grow with Sq * Sk;
+    grouped-query attention follows [3]_, ALiBi [4]_, and sinks [5]_.
 
     On a GPU the call is queued on the caller's current stream (CuPy's or PyTorch's) and does not wait; for
     JAX alone, which knows nothing of CuPy's stream, it does. Small arguments whose values are checked
@@ -133,7 +137,7 @@ def attention(
 
     References
     ----------
-    .. [1] M. Milakov, N. Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867.
+    .. [1] Maxim Milakov, Natalia Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867.
     .. [2] T. Dao, "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning",
        arXiv:2307.08691.
     .. [3] J. Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head

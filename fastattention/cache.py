@@ -134,6 +134,8 @@ class KVCache(CacheState):
             pool has too few pages left, or an int8 cache is given inf or NaN. The cache is as it was before.
         MemoryError
             There is no room to grow. The cache is as it was before.
+        KeyboardInterrupt
+            Ctrl-C came meanwhile. The cache is as it was before, or holds what was appended.
 
         Notes
         -----

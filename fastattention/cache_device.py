@@ -171,10 +171,12 @@ class DevicePaged(Paged):
     def reserve(self, lengths: Array, longest: int, held: int) -> None:
         """Give each sequence the pages it needs, as `Paged` does."""
         before, owned = self.planes, self.owned
-        super().reserve(lengths, longest, held)
-        if self.planes is not before:
-            self._home = _leave(self._home)
-        self._stale |= self.owned is not owned
+        try:
+            super().reserve(lengths, longest, held)
+        finally:  # as it stands, also where Ctrl-C came after it
+            self._stale |= self.owned is not owned
+            if self.planes is not before:
+                self._home = _leave(self._home)
 
     def make_room(self, length: int, held: int) -> None:
         """Let the pool hold so many tokens of every sequence, as `Paged` does."""

@@ -114,10 +114,18 @@ class Paged:
                 f"max_pages = {self.max_pages} are free; give some back with free() or truncate()"
             )
         owned = self.owned + missing
-        self._grow(self._fresh + max(0, wanted - len(self._free)), int(owned.max()))
+        keep, fresh = max(0, len(self._free) - wanted), self._fresh
+        pages = self._free[keep:][::-1]  # given back, the last one first; then those nobody had
+        new = wanted - len(pages)
+        pages.extend(range(fresh, fresh + new))
+        self._grow(fresh + new, int(owned.max()))
+        first = 0
         for b in np.flatnonzero(missing).tolist():
-            self.table[b, self.owned[b] : owned[b]] = self._take(int(missing[b]))
-        self.owned = owned
+            past = first + int(missing[b])
+            self.table[b, self.owned[b] : owned[b]] = pages[first:past]
+            first = past
+        # Last, and in one statement, into which no signal comes: until here, nobody has a page.
+        self.owned, self._free, self._fresh = owned, self._free[:keep], fresh + new
 
     def make_room(self, length: int, held: int) -> None:
         """Let the pool hold `length` tokens of every sequence, without giving pages to any.
@@ -145,15 +153,6 @@ class Paged:
             table = np.full((len(table), max(columns, 2 * table.shape[1])), -1, np.int32)
             table[:, : self.table.shape[1]] = self.table
         self.planes, self.table = planes, table
-
-    def _take(self, count: int) -> list[int]:
-        keep = max(0, len(self._free) - count)
-        taken = self._free[keep:][::-1]
-        del self._free[keep:]
-        new = count - len(taken)
-        taken.extend(range(self._fresh, self._fresh + new))
-        self._fresh += new
-        return taken
 
     def write_all(self, start: int, count: int, rows: tuple[Array, ...]) -> None:
         """Write the first `count` of `rows` (B, Hkv, S, ...) behind `start` tokens of each sequence."""
@@ -199,7 +198,12 @@ class Paged:
     def release(self, lengths: Array) -> None:
         """Sequences are now of `lengths`: pages that they do not need go back to the pool."""
         needed = -(-lengths // self.page_size)
-        for b in np.flatnonzero(needed < self.owned).tolist():
-            kept, had = int(needed[b]), int(self.owned[b])
-            self.owned[b] = kept
-            self._free.extend(self.table[b, kept:had].tolist()[::-1])
+        shorter = np.flatnonzero(needed < self.owned).tolist()
+        if not shorter:
+            return
+        owned, free = self.owned.copy(), self._free.copy()
+        for b in shorter:
+            kept, had = int(needed[b]), int(owned[b])
+            owned[b] = kept
+            free.extend(self.table[b, kept:had].tolist()[::-1])
+        self.owned, self._free = owned, free  # in one statement: see `reserve`

@@ -176,9 +176,10 @@ class CacheState:
         return view
 
     def _set_lengths(self, lengths: Array) -> None:
-        self._lengths = lengths
-        self._longest = int(lengths.max())
-        self._uniform = int(lengths.min()) == self._longest
+        longest = int(lengths.max())
+        uniform = int(lengths.min()) == longest
+        # In one statement, into which no signal comes: Ctrl-C leaves a cache as it was, or as it was to be.
+        self._lengths, self._longest, self._uniform = lengths, longest, uniform
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens of every sequence now, so that appending up to there takes no memory.

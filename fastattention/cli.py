@@ -24,6 +24,8 @@ examples:
   fastattention generate "Once upon a time"  a small language model, on these kernels
   fastattention plan --model llama-3-8b --gpu v100-16gb --context 256k
                                             where a KV cache is to lie that the GPU cannot hold
+  fastattention verify mymodule:my_attention
+                                            what is wrong with a kernel of yours, and where
 """
 
 
@@ -74,6 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_arguments(command)
     command.set_defaults(main=plan.main)
+
+    from .verify import command as verify
+
+    command = commands.add_parser(
+        "verify",
+        help="hold an attention kernel, yours or a library's, to the reference",
+        description="Hold an attention kernel to the float64 reference, on the cases where kernels go wrong. "
+        "The exit code is 0 when all is right, 1 when something is wrong, 2 when it could not be tried.",
+    )
+    verify.add_arguments(command)
+    command.set_defaults(main=verify.main)
 
     from .runtime import launch
 

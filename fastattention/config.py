@@ -162,7 +162,7 @@ def check_threads(n: Any) -> int:
     """Return a number of threads as an int; raise naming `num_threads` when it is none."""
     try:
         count = index(n)
-    except TypeError:
+    except Exception:  # whatever an object of somebody's raises instead
         count = 0
     if isinstance(n, (bool, np.bool_)) or not 1 <= count <= MAX_THREADS:
         raise ValueError(f"num_threads: expected an integer from 1 to {MAX_THREADS}, got {n!r}")

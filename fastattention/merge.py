@@ -61,6 +61,9 @@ def merge(parts: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     >>> bool(np.allclose(whole, fastattention.attention(q, k, v), atol=1e-5))
     True
     """
+    # An array would be taken apart, row by row, however many there are.
+    if isinstance(parts, np.ndarray) or not isinstance(parts, Iterable):
+        raise TypeError(f"parts: expected pairs (out, lse), got {type(parts).__name__}")
     parts = list(parts)
     first = parts[0][0] if parts and isinstance(parts[0], (tuple, list)) and parts[0] else None
     if kind := cuda_kind(first, "parts[0] out"):

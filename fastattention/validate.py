@@ -108,12 +108,13 @@ class KeysValues:
 
 def check_backend(backend: Any) -> bool:
     """Raise unless this version has the backend; return whether it is the reference."""
-    if backend == "auto" or backend == "cpu":
-        return False
-    if backend == "reference":
-        return True
-    if backend == "gpu":
-        return False
+    if isinstance(backend, str):  # an array would compare element by element
+        if backend == "auto" or backend == "cpu":
+            return False
+        if backend == "reference":
+            return True
+        if backend == "gpu":
+            return False
     raise ValueError(f"backend: expected 'auto', 'cpu', 'gpu' or 'reference', got {backend!r}")
 
 
@@ -302,6 +303,7 @@ def _padded_problem(
     """Check the options that `attention` and `KVCache.attend` share; the tensors are checked already."""
     batch, q_heads, q_len, head_dim = q.shape
     causal = causal if causal is True or causal is False else flag(causal, "causal")
+    return_lse = return_lse if return_lse is True or return_lse is False else flag(return_lse, "return_lse")
     if window is None:
         left, right = -1, 0 if causal else -1
     else:
@@ -360,6 +362,7 @@ def validate_varlen(
         destination = output_array(out, shape, dtype, kind, inputs)
 
     causal = flag(causal, "causal")
+    return_lse = flag(return_lse, "return_lse")
     left, right = (-1, 0 if causal else -1) if window is None else window_bounds(window, causal)
     scale = _SCALES[head_dim] if scale is None else float_option(scale, "scale")
     softcap = 0.0 if softcap is None else float_option(softcap, "softcap", positive=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -180,3 +181,9 @@ def _poison(monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
         return array
 
     monkeypatch.setattr(library, "empty", poisoned)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what needs a browser and the built book, unless it is asked for: `make test-docs`."""
+    browser = Path(__file__).parent / "docs_browser"
+    return True if collection_path == browser and "docs_browser" not in "".join(config.args) else None

@@ -9,7 +9,8 @@ arrays, `calls` how we are called, `limits` what a row is judged by, `measure` h
 `rounds` in what order everybody is timed, `peers` how other libraries join, `memory` what a call needs beside
 its arrays, `targets` what the kernels are meant to reach. `ladder` and
 `perplexity` are benchmarks of their own: of kernels to learn from, of what a rounded cache costs a model. The
-room `gpu` has that of the CUDA kernels, `offload` that of a cache in host memory.
+room `gpu` has that of the CUDA kernels, `offload` that of a cache in host memory, `allreduce` that of ranks,
+`errors` measures no time but accuracy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+
+from ..seed import read_seed
 
 __all__ = ["add_arguments", "main"]
 
@@ -56,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(needs CuPy)",
     )
     other.add_argument(
+        "--allreduce",
+        action="store_true",
+        help="instead, start ranks and measure their AllReduce in tiles against in sequence and the formula",
+    )
+    other.add_argument(
         "--plot",
         type=Path,
         metavar="RESULTS",
@@ -65,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ladder",
         action="store_true",
         help="instead, climb from three loops to the library's kernel, one idea a step",
+    )
+    other.add_argument(
+        "--errors",
+        action="store_true",
+        help="instead, measure how far every kernel's output is from float64, beside the bound and PyTorch's",
     )
     other.add_argument(
         "--perplexity",
@@ -82,6 +95,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GIB",
         help="with --offload: host memory that caches may take (default: what is free, less a reserve)",
     )
+    parser.add_argument(
+        "--ranks", type=_positive, metavar="N", help="with --allreduce: how many ranks (default: 2)"
+    )
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument(
+        "--mpi", action="store_true", help="with --allreduce: CPU ranks, by MPI (the default)"
+    )
+    engine.add_argument("--gpus", action="store_true", help="with --allreduce: GPU ranks, by NCCL")
+    parser.add_argument(
+        "--seed",
+        type=read_seed,
+        metavar="N",
+        help="of the arrays' random numbers: the same for the same N (default: 0)",
+    )
     parser.add_argument("--list", action="store_true", help="list the names of the rows, and stop")
     parser.add_argument(
         "--peers",
@@ -97,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="where to write the results (default: results/bench-<cpu or gpu>-<date>.json, or ladder-..., "
-        "offload-...)",
+        "offload-..., allreduce-..., errors-...)",
     )
     parser.add_argument("--no-plots", action="store_true", help="draw no figures beside the JSON file")
 
@@ -108,7 +135,7 @@ def _positive(text: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of threads, 1 or more, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number, 1 or more, got {text!r}")
     return number
 
 
@@ -134,12 +161,23 @@ def _peer_names(text: str) -> tuple[str, ...]:
 
 def main(args: argparse.Namespace) -> int:
     """Run the benchmark; return 0, or 1 when an output was wrong, or 2 when it could not run."""
-    for name in ("long", "host_memory"):
-        if getattr(args, name) and not args.offload:
+    belongs = {
+        "long": "offload",
+        "host_memory": "offload",
+        "ranks": "allreduce",
+        "mpi": "allreduce",
+        "gpus": "allreduce",
+    }
+    for name, where in belongs.items():
+        if getattr(args, name) and not getattr(args, where):
             print(
-                f"fastattention bench: --{name.replace('_', '-')} goes with --offload only", file=sys.stderr
+                f"fastattention bench: --{name.replace('_', '-')} goes with --{where} only", file=sys.stderr
             )
             return 2
+    if args.seed is not None and (args.plot is not None or args.perplexity):
+        print("fastattention bench: --seed: --plot and --perplexity draw no random numbers", file=sys.stderr)
+        return 2
+    args.seed = args.seed or 0
     try:
         if args.plot is not None:
             from .plot_file import run
@@ -147,6 +185,10 @@ def main(args: argparse.Namespace) -> int:
             from .gpu.run import run
         elif args.offload:
             from .offload.run import run
+        elif args.allreduce:
+            from .allreduce.run import run
+        elif args.errors:
+            from .errors.run import run
         elif args.perplexity:
             from .perplexity import run
         elif args.ladder:

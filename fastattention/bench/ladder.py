@@ -147,11 +147,11 @@ def _call(rung: Rung, data: Data, out: np.ndarray, isa: str) -> Callable[[], obj
     )
 
 
-def _measure(rung: Rung, climb: Climb, effort: Effort, isa: str) -> None:
+def _measure(rung: Rung, climb: Climb, effort: Effort, isa: str, seed: int) -> None:
     """Check a step, then time it: add a row to `climb`, or a failure if the step is wrong."""
     case = rung.case
-    data = make_data(case)
-    expected = expected_rows(case, data)
+    data = make_data(case, seed)
+    expected = expected_rows(case, data, seed + 1)
     with pinned(case.threads) as cores:
         out = np.full_like(data.q, np.nan)  # what the step leaves out shows
         call = _call(rung, data, out, isa)
@@ -241,14 +241,20 @@ def _run(args: argparse.Namespace, chosen: list[Rung], level: str, threads: int,
     record = results.Run(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=describe(isa),
-        options={"level": level, "threads": threads, "filter": args.filter, "isa": args.isa},
+        options={
+            "level": level,
+            "threads": threads,
+            "filter": args.filter,
+            "isa": args.isa,
+            "seed": args.seed,
+        },
     )
     climb = Climb([], record)
     cases = [rung.case for rung in chosen]
     survey(record, cases)
     for rung in chosen:
         print(rung.name, file=sys.stderr, flush=True)
-        _measure(rung, climb, _EFFORT[level], isa)
+        _measure(rung, climb, _EFFORT[level], isa, args.seed)
     survey(record, cases)
     path = args.json or results.default_path(record, "ladder")
     results.write(to_json(climb), path)

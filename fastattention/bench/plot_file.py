@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from . import plots, results
+from .allreduce import plots as allreduce_plots
+from .allreduce import results as allreduce_results
 from .gpu import plots as gpu_plots
 from .gpu import results as gpu_results
 from .offload import plots as offload_plots
@@ -30,6 +32,8 @@ def draw(path: Path) -> list[Path]:
         return gpu_plots.draw(gpu_results.from_json(content), path)
     if content.get("schema") == offload_results.SCHEMA:
         return offload_plots.draw(offload_results.from_json(content), path)
+    if content.get("schema") == allreduce_results.SCHEMA:
+        return allreduce_plots.draw(allreduce_results.from_json(content), path)
     outcome = results.from_json(content)
     return plots.draw(outcome, path) if outcome.rows else []
 

@@ -56,6 +56,7 @@ def measure_case(
     peers: list[peer_module.Peer],
     effort: Effort,
     run_isa: str | None = None,
+    seed: int = 0,
 ) -> None:
     """Check ours, then the peers, then time in rounds; add a row to `run`, or a failure if ours is wrong.
 
@@ -67,9 +68,11 @@ def measure_case(
     effort : Effort
     run_isa : str, optional
         What the whole run was forced to.
+    seed : int
+        Of the arrays, and of which rows of the output are checked.
     """
-    data = make_data(case)
-    expected = expected_rows(case, data)
+    data = make_data(case, seed)
+    expected = expected_rows(case, data, seed + 1)
     with forced_isa(case, run_isa) as isa, pinned(case.threads) as cores:
         deviation, call = _checked(case, data, expected)
         if not deviation <= TOLERANCE[case.dtype]:
@@ -80,7 +83,7 @@ def measure_case(
             found[peer.name], way = peer_module.choose(peer, case, data, expected)
             if way:
                 calls[peer.name] = way.call
-        other = _beside(case, data, expected)
+        other = _beside(case, data, expected, seed)
         if other is not None:
             deviation_beside, calls[_BESIDE] = _checked(*other)
             if not deviation_beside <= TOLERANCE[case.dtype]:
@@ -123,7 +126,7 @@ def measure_case(
     )
 
 
-def _beside(case: Case, data: Data, expected: Expected) -> tuple[Case, Data, Expected] | None:
+def _beside(case: Case, data: Data, expected: Expected, seed: int) -> tuple[Case, Data, Expected] | None:
     """Return the plainer case that a row is timed beside, in the same rounds, or None.
 
     Of several threads: the same on one. Of pages: the same memory as a contiguous cache.
@@ -132,7 +135,7 @@ def _beside(case: Case, data: Data, expected: Expected) -> tuple[Case, Data, Exp
         return replace(case, threads=1), data, expected
     if case.page_size:
         flat, flat_data = replace(case, page_size=None), without_pages(case, data)
-        return flat, flat_data, expected_rows(flat, flat_data)
+        return flat, flat_data, expected_rows(flat, flat_data, seed + 1)
     return None
 
 
@@ -199,7 +202,13 @@ def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) 
     outcome = results.Run(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment,
-        options={"level": level, "threads": threads, "filter": args.filter, "isa": args.isa},
+        options={
+            "level": level,
+            "threads": threads,
+            "filter": args.filter,
+            "isa": args.isa,
+            "seed": args.seed,
+        },
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Redrawn by hand, between the cases: a bar that redraws itself would run beside the kernels.
@@ -221,7 +230,7 @@ def _run(args: argparse.Namespace, cases: list[Case], level: str, threads: int) 
             if case.kind == "memory":
                 outcome.memory.append(measure_memory(case, get_isa()))
             else:
-                measure_case(case, outcome, peers, _EFFORT[level], args.isa)
+                measure_case(case, outcome, peers, _EFFORT[level], args.isa, args.seed)
             progress.advance(task)
     survey(outcome, cases)
     outcome.goals.extend(judge(outcome))

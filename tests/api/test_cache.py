@@ -419,3 +419,21 @@ def test_room_that_cannot_be_taken(place, page_size):
         with pytest.raises(ValueError, match="length: 6 pages are needed, max_pages is 5"):
             small.reserve(40)
         small.reserve(32)
+
+
+@pytest.mark.parametrize("page_size", [None, 16])
+def test_more_room_than_memory_has(place, page_size):
+    """A MemoryError, and the cache is as it was."""
+    longest = 2**31 - 1 if page_size is None else 2**28  # in pages: as many as can be counted
+    cache = KVCache(64, 8, 256, dtype=np.float32, max_length=longest, page_size=page_size)
+    rows = np.random.default_rng(0).standard_normal((64, 8, 5, 256)).astype(np.float32)
+    cache.append(rows, rows)
+    held = cache.nbytes
+    with pytest.raises(MemoryError):
+        cache.reserve(longest)
+    assert cache.nbytes == held
+    assert cache.lengths.tolist() == [5] * 64
+    cache.append(rows, rows)
+    both = np.concatenate((rows, rows), 2)
+    q = rows[:, :, :1]
+    np.testing.assert_allclose(np.asarray(cache.attend(q)), fastattention.attention(q, both, both), atol=1e-5)

@@ -34,7 +34,7 @@ class GpuDevice:
     with_pytorch : bool
         Whether PyTorch takes part, where it is installed.
     seed : int
-        Of the arrays.
+        Of the arrays, and of which rows of the output are checked.
 
     Raises
     ------
@@ -161,7 +161,10 @@ class GpuDevice:
         self._release()  # what the row before has held until now
         data = make_data(case, self.card, self.l2_bytes, self.seed)
         checked = {0, len(data.caches) - 1}
-        expected = {number: expected_rows(case, data, data.caches[number]) for number in sorted(checked)}
+        expected = {
+            number: expected_rows(case, data, data.caches[number], self.seed + 1)
+            for number in sorted(checked)
+        }
         ours = []
         for atom in atoms_of(case, self.capability):
             limit = limit_of(case, atom)

@@ -24,11 +24,11 @@ _SURVEY_SECONDS = 0.05
 _WARM_SECONDS = 0.5  # an idle card's clock takes a while to rise
 
 
-def open_device(with_pytorch: bool) -> Device:
-    """Return the current GPU; the errors are those of `gpu.card`."""
+def open_device(with_pytorch: bool, seed: int) -> Device:
+    """Return the current GPU, arrays by `seed`; the errors are those of `gpu.card`."""
     from .card import GpuDevice
 
-    return GpuDevice(with_pytorch)
+    return GpuDevice(with_pytorch, seed)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
     if not cases:
         return _complain(f"no row of the {level} set of GPUs matches {args.filter!r}; see --gpu --list")
     try:
-        device = open_device("pytorch" in args.peers)
+        device = open_device("pytorch" in args.peers, args.seed)
     except (ImportError, RuntimeError, ValueError) as problem:
         return _complain(f"--gpu: {problem}")
     try:
-        outcome = _measure(device, cases, level, args.filter)
+        outcome = _measure(device, cases, level, args.filter, args.seed)
     except WrongOutputError as problem:
         print(f"fastattention bench: WRONG, nothing is written: {problem}", file=sys.stderr)
         return 1
@@ -82,11 +82,11 @@ def _figures(outcome: results.Run, path: Path) -> list[Path]:
     return draw(outcome, path)
 
 
-def _measure(device: Device, cases: list[GpuCase], level: str, pattern: str | None) -> results.Run:
+def _measure(device: Device, cases: list[GpuCase], level: str, pattern: str | None, seed: int) -> results.Run:
     outcome = results.Run(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         environment={},
-        options={"level": level, "filter": pattern, "rounds": _ROUNDS[level]},
+        options={"level": level, "filter": pattern, "rounds": _ROUNDS[level], "seed": seed},
     )
     _say("limits of the card")
     device.probe(device.limit_names()[0], _WARM_SECONDS)

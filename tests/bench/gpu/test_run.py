@@ -37,7 +37,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeDevice], FakeDevice]:
     """Make the command find a device that is none."""
 
     def replace(device: FakeDevice) -> FakeDevice:
-        monkeypatch.setattr(command, "open_device", lambda with_pytorch: device)
+        monkeypatch.setattr(command, "open_device", lambda with_pytorch, seed: device)
         return device
 
     return replace
@@ -99,14 +99,14 @@ def test_list_needs_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_peers_are_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked = []
 
-    def open_device(with_pytorch: bool) -> FakeDevice:
-        asked.append(with_pytorch)
+    def open_device(with_pytorch: bool, seed: int) -> FakeDevice:
+        asked.append((with_pytorch, seed))
         raise RuntimeError("enough")
 
     monkeypatch.setattr(command, "open_device", open_device)
-    for peers in (["--peers", "none"], ["--peers", "openvino"], ["--peers", "pytorch"], []):
-        assert bench("--gpu", *peers) == 2
-    assert asked == [False, False, True, True]
+    for words in (["--peers", "none"], ["--peers", "openvino"], ["--peers", "pytorch"], ["--seed", "3"]):
+        assert bench("--gpu", *words) == 2
+    assert asked == [(False, 0), (False, 0), (True, 0), (True, 3)]
     assert "--gpu: enough" in capsys.readouterr().err
 
 
@@ -122,7 +122,7 @@ def test_it_runs_and_writes(
     assert written == {"out.json", "out-prefill.png", "out-decode.png"}
     outcome = results.load(path)
     assert [row.case for row in outcome.rows] == select()
-    assert outcome.options == {"level": "default", "filter": None, "rounds": 7}
+    assert outcome.options == {"level": "default", "filter": None, "rounds": 7, "seed": 0}
     assert {name: len(values) for name, values in outcome.limits.items()} == dict.fromkeys(
         device.limit_names(), 2
     )

@@ -19,9 +19,34 @@ RESULTS = ROOT / "results"
 
 
 def newest(folder: Path = RESULTS) -> Run | None:
-    """Return the newest run; None where nothing was measured."""
-    runs = [load(path) for path in sorted(folder.glob("errors-*.json"))]
-    return max(runs, key=lambda run: run.date, default=None)
+    """Return the newest run of all rows; None where nothing was measured."""
+    whole = (run for run in _runs(folder) if not run.options["filter"])
+    return max(whole, key=lambda run: run.date, default=None)
+
+
+def of_other_sets(whole: Run, folder: Path = RESULTS) -> str:
+    """Return, as a table, what runs of some rows found of the sets that the machine of `whole` lacks."""
+    seen = {isa for row in whole.rows for isa in row.kernels}
+    lines = [
+        "| instruction set | machine | type | rows | of the bound, most | of the tolerance, most |",
+        "| --- | --- | --- | --: | --: | --: |",
+    ]
+    for run in _runs(folder):
+        for isa in sorted({isa for row in run.rows for isa in row.kernels} - seen):
+            for dtype in dtypes(run):
+                rows = [row for row in run.rows if row.case.dtype == dtype and isa in row.kernels]
+                found = [row.kernels[isa] for row in rows]
+                bounds = [error.of_bound for error in found if error.of_bound is not None]
+                if bounds:
+                    lines.append(
+                        f"| {isa} | {where(run)} | {dtype} | {len(found)} | {max(bounds):.2f} "
+                        f"| {max(error.of_tolerance for error in found):.2f} |"
+                    )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _runs(folder: Path) -> list[Run]:
+    return [load(path) for path in sorted(folder.glob("errors-*.json"))]
 
 
 def where(run: Run) -> str:

@@ -1,8 +1,8 @@
 """Which lines and branches the tests reach, of the Python and of the C++: what ``make coverage`` runs.
 
 The package is built once more, its C++ instrumented, into a folder of its own; the tests run against that,
-and what they reached is counted by coverage.py and gcovr. Modules that need a GPU are not counted, and are
-named in the result; kernels of instruction sets that this processor does not have count as not reached.
+and what they reached is counted by coverage.py and gcovr. Modules that need a GPU are not counted, nor are
+kernels of instruction sets that this processor does not have; the result names both.
 
     python tests/measure_coverage.py [--record] [pytest's arguments]
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,15 @@ SITE, TREE, CPP = WORK / "site", WORK / "tree", WORK / "cpp"
 NEED_GPU = (
     "gpu/*", "bench/gpu/*", "runtime/cuda_device.py", "runtime/nccl.py", "offload/detect_gpu.py",
     "cache_device.py", "explain_gpu.py",
+)  # fmt: skip
+
+#: What only some processors can run: the instruction sets, any of which reaches it, and its sources.
+NEED_SETS = (
+    (("amx",), ("isa/amx.cpp", "isa/pairs_amx.hpp", "isa/tiles.hpp", "table_amx.hpp", "decode_amx.hpp",
+                "tile_operands.hpp")),
+    (("avx512_bf16",), ("isa/avx512_bf16.cpp", "table_bf16.hpp")),
+    (("avx512_bf16", "amx"), ("isa/pairs_dot.hpp", "prefill_bf16.hpp")),
+    (("avx512_vnni",), ("isa/avx512_vnni.cpp", "table_vnni.hpp", "decode_vnni.hpp", "vnni_operands.hpp")),
 )  # fmt: skip
 
 _CONFIG = """\
@@ -48,6 +58,13 @@ exclude_also =
     if TYPE_CHECKING:
     ^\\s*\\.\\.\\.$
 """
+
+
+def not_runnable() -> list[str]:
+    """Return the sources of kernels, relative to cpu_kernels, that this processor cannot run."""
+    code = "from fastattention.cpu_kernels import available_isas; print(*available_isas())"
+    isas = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=WORK).split()
+    return [source for sets, sources in NEED_SETS if not set(sets) & set(isas) for source in sources]
 
 
 def run(*command: str | Path, **options: Any) -> int:
@@ -99,9 +116,12 @@ def collect() -> dict[str, Any]:
     run(*tool, "json", "-q", "-o", WORK / "python.json", env=env)
     found = json.loads((WORK / "python.json").read_text(encoding="utf-8"))
     cells = ["--json", WORK / "cpp.json", "--json-summary", WORK / "cpp-summary.json"]
+    left_out = not_runnable()
+    excluded = [word for source in left_out for word in ("--exclude", rf".*/{re.escape(source)}")]
     run(
         Path(sys.executable).with_name("gcovr"), "--root", ROOT / "cpu_kernels", "--object-directory", CPP,
         "--exclude-throw-branches", "--exclude-unreachable-branches", "--exclude", r".*_native\.c",
+        *excluded,
         "--merge-mode-functions=merge-use-line-min", "--gcov-ignore-parse-errors=all", *cells, CPP,
     )  # fmt: skip
     cpp = json.loads((WORK / "cpp-summary.json").read_text(encoding="utf-8"))
@@ -132,6 +152,7 @@ def collect() -> dict[str, Any]:
             "branches_percent": cpp["branch_percent"],
             "lines": cpp["line_total"],
             "branches": cpp["branch_total"],
+            "left_out": left_out,
             "files": {
                 content["filename"]: {
                     "lines_percent": content["line_percent"],

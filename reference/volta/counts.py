@@ -11,7 +11,7 @@ matrix products     T N (C + E) / 4    T N (C + E) / 8        T N (C + E) / 16 (
 loads of Q          T C                T C                    T C / 2
 loads of K          N C / 8            N C / 16               N C / 32
 loads of V          N E / 8            N E / 16               N E / 32
-P stored, loaded    -                  T N / 4, T N / 8       -
+P stored, loaded    none               T N / 4, T N / 8       none
 shuffles            2 T + T N / 4      4 T                    4 T
 P by shuffles                          4 T + 3 T N / 8
 ==================  =================  =====================  =====================

@@ -120,6 +120,7 @@ html_sidebars = {
         "install",
         "cli",
         "glossary",
+        "hardening",
         "bibliography",
         "changelog",
         "contributing",

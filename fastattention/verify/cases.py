@@ -157,6 +157,10 @@ def cases(
     return [case for case in found if head_dims(case.sizes.head_dim) and head_dims(case.sizes.v_dim)]
 
 
+def _count(queries: int) -> str:
+    return "1 query" if queries == 1 else f"{queries} queries"
+
+
 def _plain() -> Iterator[Case]:
     yield Case("one head, 16 tokens", "plain", Sizes(1, 1, 1, 16, 16, 64, 64))
     yield Case("one query, one key", "plain", Sizes(1, 1, 1, 1, 1, 64, 64))
@@ -179,7 +183,7 @@ def _cross(quick: bool) -> Iterator[Case]:
     pairs = [(1, 33), (1, 1000), (5, 97), (97, 31), (64, 129), (130, 67), (2, 513), (257, 1)]
     for q_len, k_len in pairs[:: 3 if quick else 1]:
         sizes = Sizes(q_len=q_len, k_len=k_len)
-        yield Case(f"{q_len} queries, {k_len} keys", "cross", sizes, frozenset({"cross"}))
+        yield Case(f"{_count(q_len)}, {k_len} keys", "cross", sizes, frozenset({"cross"}))
 
 
 def _dims(quick: bool) -> Iterator[Case]:
@@ -266,12 +270,12 @@ def _causal(boundaries: Sequence[int], quick: bool) -> Iterator[Case]:
         yield Case(f"causal, {n} tokens", "causal", sizes, frozenset({"causal"}), lambda rng, n: dict(causal))
     for q_len, k_len in ((1, 40), (5, 97), (64, 129), (33, 513)):
         sizes = Sizes(q_len=q_len, k_len=k_len)
-        name = f"causal, {q_len} queries at the end of {k_len} keys"
+        name = f"causal, {_count(q_len)} at the end of {k_len} keys"
         needs = frozenset({"causal", "cross"})
         yield Case(name, "causal alignment", sizes, needs, lambda rng, n: dict(causal))
     for q_len, k_len in ((40, 7), (130, 64)):
         sizes = Sizes(q_len=q_len, k_len=k_len)
-        name = f"causal, {q_len} queries, {k_len} keys: the first see none"
+        name = f"causal, {_count(q_len)}, {k_len} keys: the first see none"
         needs = frozenset({"causal", "cross", "empty_rows"})
         yield Case(name, "rows without a key", sizes, needs, lambda rng, n: dict(causal))
     sizes = Sizes(2, 6, 2, 65, 65)
@@ -371,7 +375,7 @@ def _kv_lengths(boundaries: Sequence[int]) -> Iterator[Case]:
         for poison in (np.nan, np.inf):
             sizes = Sizes(4, 2, 2, q_len, 130)
             yield Case(
-                f"{q_len} queries, {poison} behind the end", "kv_lengths", sizes, needs,
+                f"{_count(q_len)}, {poison} behind the end", "kv_lengths", sizes, needs,
                 lengths(130, 64, 65, 3), poisoned(poison),
             )  # fmt: skip
     for t in boundaries:

@@ -65,7 +65,7 @@ def test_something_wrong(module: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert data["passed"] is False
     assert data["seed"] == 0
     first = next(result for result in data["results"] if result["finding"])
-    assert first["case"] == "causal, 1 queries at the end of 40 keys"
+    assert first["case"] == "causal, 1 query at the end of 40 keys"
     assert data["smallest"]["result"]["sizes"]["k_len"] < 40
     page = Path("report.html").read_text()
     assert "causal alignment" in page
@@ -77,7 +77,7 @@ def test_the_line_that_replays(module: str, capsys: pytest.CaptureFixture[str]) 
     run(f"{module}:wrong", "--quick", "--seed", "5")
     again = capsys.readouterr().out.split("Again:")[1].replace("\n", " ")
     assert "--seed 5" in again
-    assert run(f"{module}:wrong", "--only", "causal, 1 queries at the end of 40 keys", "--seed", "5") == 1
+    assert run(f"{module}:wrong", "--only", "causal, 1 query at the end of 40 keys", "--seed", "5") == 1
     assert "1 of 1 cases are wrong" in capsys.readouterr().out
 
 

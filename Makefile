@@ -146,7 +146,7 @@ $(VENV)/.created:
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 	  || { echo 'FastAttention needs the headers of Python: apt install python3-dev' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) meson-python meson ninja 'cffi>=2.1'
+	$(PIP) 'pip>=23.1' meson-python meson ninja 'cffi>=2.1'
 	touch $@
 
 $(VENV)/.installed-package: $(VENV)/.created $(BUILD_FILES)

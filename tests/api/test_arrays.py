@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import fastattention
+from fastattention.arguments import usable
 from fastattention.arrays import from_numpy, to_numpy
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
@@ -394,3 +395,38 @@ def test_torch_subclasses_are_torch(torch):
     q = torch.randn(1, 1, 2, 8).as_subclass(Tagged)
     assert to_numpy(q, "q")[1] == "torch"
     assert isinstance(fastattention.attention(q, q, q), torch.Tensor)
+
+
+class OnDevice:
+    """What `usable` asks of an array of another library, such as CuPy's; a copy is contiguous."""
+
+    def __init__(self, like: np.ndarray) -> None:
+        self.strides, self.itemsize, self.shape, self.size = (
+            like.strides,
+            like.itemsize,
+            like.shape,
+            like.size,
+        )
+        self.copied = 0
+
+    def copy(self, order: str) -> OnDevice:
+        assert order == "C"
+        copy = OnDevice(np.empty(self.shape, np.float32))
+        copy.copied = self.copied + 1
+        return copy
+
+
+@pytest.mark.parametrize(
+    ("array", "copies"),
+    [
+        (np.zeros((3, 4), np.float32), 0),
+        (np.zeros((3, 8), np.float32)[:, :4], 0),
+        (np.zeros((3, 8), np.float32)[:, ::2], 1),
+        (np.zeros((4, 3), np.float32).T, 1),
+        (np.zeros((3, 8), np.float32)[:, :1:8], 0),  # one element has no neighbour
+        (np.zeros((0, 8), np.float32)[:, ::2], 0),
+    ],
+    ids=["contiguous", "rows apart", "elements apart", "transposed", "one element", "none"],
+)
+def test_arrays_on_a_device_are_copied_only_where_elements_of_a_row_lie_apart(array, copies):
+    assert usable(OnDevice(array)).copied == copies

@@ -174,3 +174,22 @@ def test_prefill(tokens, chunk, in_host):
     }  # fmt: skip
     found = offload_time.prefill(tokens, chunk, 32, in_host, rates=RATES, **given)
     assert found == pytest.approx(simulate_prefill(tokens, chunk, 32, in_host, given, RATES))
+
+
+def test_what_each_unit_is_busy_with():
+    """Three layers, two of them in host memory, each 3 s of the GPU's; its output matrix 1 s."""
+    layers = (1, 2, 3.0, 1.0, CACHE, RATES)
+    own, reads, transfer = 3 * 3.0 + 1.0, CACHE / RATES.gpu, CACHE / RATES.bus
+    by_cpu = offload_time.cooperative(*layers)
+    assert by_cpu.gpu == pytest.approx(own + reads)
+    assert (by_cpu.bus, by_cpu.share) == (0.0, 1.0)
+    assert by_cpu.cpu == pytest.approx(2 * CACHE / RATES.cpu)
+    halves = offload_time.two_halves(*layers)  # each half needs all weights
+    assert halves.gpu == pytest.approx(2 * own + reads)
+    assert (halves.bus, halves.share) == (0.0, 1.0)
+    assert halves.cpu == pytest.approx(2 * CACHE / RATES.cpu)
+    # A layer that takes a tenth of that leaves the CPU something to do.
+    split = offload_time.shared(1, 2, 0.3, 1.0, CACHE, RATES)
+    assert 0.0 < split.share < 1.0
+    assert split.bus == pytest.approx(2 * (1 - split.share) * transfer)
+    assert split.cpu == pytest.approx(2 * split.share * CACHE / RATES.cpu)

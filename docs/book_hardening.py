@@ -33,11 +33,15 @@ def soaked(folder: Path = RESULTS) -> str:
     if found is None:
         return "Not run yet: `make soak ARGS=--record`"
     counts, failures = found["counts"], found["failures"]
+    memory = ""
+    if found["held_early"]:
+        held = [found[key]["resident_bytes"] / 1e6 for key in ("held_early", "held_late")]
+        memory = " The process held {:.0f} MB after the first seconds, {:.0f} MB at the end.".format(*held)
     return (
         f"{found['date'][:10]}, {found['threads']} threads, {found['seconds']:.0f} s: "
         f"{counts['attention calls']:,} calls of `attention`, {counts['cache: append']:,} appends to "
         f"{counts['caches made']:,} caches; {counts['attention results checked']:,} and "
-        f"{counts['cache: attend, checked']:,} results checked, {len(failures)} of them wrong."
+        f"{counts['cache: attend, checked']:,} results checked; failures: {len(failures)}.{memory}"
     )
 
 

@@ -58,8 +58,10 @@ def test_failures_of_the_soak_are_not_hidden(page: ModuleType, tmp_path: Path) -
         "attention calls": 10, "attention results checked": 5, "caches made": 2, "cache: append": 7,
         "cache: attend, checked": 6,
     }  # fmt: skip
-    record(tmp_path, "soak", "2030-01-01", counts=counts, failures=["one"], threads=8, seconds=300.2)
-    assert page.soaked(tmp_path).endswith("5 and 6 results checked, 1 of them wrong.")
+    held = {"held_early": {"resident_bytes": 67_000_000}, "held_late": {"resident_bytes": 68_600_000}}
+    record(tmp_path, "soak", "2030-01-01", counts=counts, failures=["one"], threads=8, seconds=300.2, **held)
+    assert "5 and 6 results checked; failures: 1." in page.soaked(tmp_path)
+    assert page.soaked(tmp_path).endswith("held 67 MB after the first seconds, 69 MB at the end.")
 
 
 def test_what_coverage_left_out_is_named(page: ModuleType, tmp_path: Path) -> None:

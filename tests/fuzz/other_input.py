@@ -64,8 +64,11 @@ def _same(what: str, got: Any, wanted: Any, arguments: dict[str, Any]) -> None:
     """Kernels and reference agree roughly; tests of the kernels know tolerances."""
     pairs = zip(got, wanted, strict=True) if isinstance(got, tuple) else [(got, wanted)]
     for a, b in pairs:
-        close = np.isclose(a.astype(np.float64), b.astype(np.float64), rtol=0.05, atol=0.05, equal_nan=True)
-        if a.shape != b.shape or a.dtype != b.dtype or not close.all():
+        alike = a.shape == b.shape and a.dtype == b.dtype
+        if alike and a.size:  # without elements, the other sizes may be too large to convert
+            a, b = a.astype(np.float64), b.astype(np.float64)
+            alike = np.isclose(a, b, rtol=0.05, atol=0.05, equal_nan=True).all()
+        if not alike:
             raise FoundError(f"{what}: not the reference's result\n{described(arguments)}")
 
 
@@ -143,6 +146,7 @@ def _cache(source: Source) -> str:
         return came
     batch, kv_heads, _, dim = (len(cache.lengths), cache.keys.shape[1], 0, cache.keys.shape[3])
     shape = (batch, kv_heads, source.one_of(SIZES))
+    tame = True  # int8 kernels round a value in units of the largest that they meet beside it
     for _ in range(source.one_of([2, 3, 4])):
         before = _state(cache)
         change = source.one_of(["append", "append", "free", "truncate", "reserve", "attend"])
@@ -160,10 +164,12 @@ def _cache(source: Source) -> str:
         else:
             arguments = {"sequence" if change == "free" else "length": source.one_of([0, 1, 5, 100])}
         arguments = _spoilt(arguments, source, (*shape, dim))
-        if change == "attend" and np.isfinite(cache.values.astype(np.float32)).all():
+        if change == "attend" and tame:
             came = _compare("attend", cache.attend, arguments)
         else:
             came, _ = _attempt(change, getattr(cache, change), arguments)
+        if change == "append" and came == "done":
+            tame = tame and all(is_tame(x) for x in arguments.values())
         if (came not in ("done", "right") or change in ("attend", "reserve")) and _state(cache) != before:
             raise FoundError(f"{change} was refused, and the cache is another\n{described(arguments)}")
     return came

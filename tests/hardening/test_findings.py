@@ -121,6 +121,17 @@ def test_arrays_of_arrays_of_arrays_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.models
+def test_an_offset_that_wraps_around_is_refused(tmp_path: Path) -> None:
+    """Beyond 2^64 there was a warning, and the file's first bytes were taken for the tensor."""
+    pytest.importorskip("gguf", reason="the extra `models` is not installed")
+    path = tmp_path / "wrapped.gguf"
+    tensor = struct.pack("<Q", 1) + b"a" + struct.pack("<IQIQ", 1, 1, 0, 2**64 - 64)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + tensor + bytes(100))
+    with pytest.raises(ModelError, match=r"broken or truncated GGUF file \(overflow"):
+        ModelFile(path)
+
+
+@pytest.mark.models
 def test_gains_that_overflow_are_damage(tmp_path: Path) -> None:
     """Each finite by itself, and infinite when a layer's gains are multiplied into its weights."""
     pytest.importorskip("gguf", reason="the extra `models` is not installed")
@@ -142,3 +153,11 @@ def test_merge_says_nothing_of_numbers_without_weight() -> None:
     out, _ = fastattention.merge([left, right])  # warnings are errors in these tests
     assert (out == 3).all()
     assert np.isnan(fastattention.merge([(left[0], right[1]), (-left[0], right[1])])[0]).all()
+
+
+def test_merge_names_the_part_that_is_too_large_to_count() -> None:
+    """Strides of 0 make a float16 array of less than 2^63 bytes, which float32 would need more than."""
+    out = np.lib.stride_tricks.as_strided(np.zeros(1, np.float16), (8, 2**58), (0, 0))
+    lse = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (8,), (0,))
+    with pytest.raises(ValueError, match=r"parts\[0\] out: sizes \(8, 288230376151711744\) multiply to more"):
+        fastattention.merge([(out, lse)])

@@ -5,6 +5,7 @@ python -m tests.fuzz.fuzz_python_attention CORPUS -max_total_time=60
 
 from __future__ import annotations
 
+import resource
 import sys
 
 import atheris
@@ -14,9 +15,13 @@ with atheris.instrument_imports(include=["fastattention"]):
     from .other_input import call
     from .source import Source
 
+ROOM = 2 << 30  # bytes
+
 
 def main() -> None:
     """Run until told to stop, or until something is found."""
+    # Strides of 0 make inputs of any size; results of any size must be refused where there is no room.
+    resource.setrlimit(resource.RLIMIT_AS, (ROOM, ROOM))
     atheris.Setup(sys.argv, once)
     atheris.Fuzz()
 

@@ -161,6 +161,12 @@ def test_the_buffers_of_the_sheet():
     rings = Fused(Machine(), Problem(128, 128), TWO).rings()
     assert rings["L0A"].slots * rings["L0A"].bytes == Machine().l0a == 65536
     assert rings["L0C"].slots * rings["L0C"].bytes == Machine().l0c == 131072
+    products = [op for op in unfused.operator_list(Machine(), Problem(128, 128)) if "L0C" in op.engine.rings]
+    assert len(products) == 2
+    for op in products:
+        for name, size in (("L0A", Machine().l0a), ("L0C", Machine().l0c)):
+            ring = op.engine.rings[name]
+            assert ring.slots * ring.bytes == size
 
 
 def test_every_parameter_has_a_source():

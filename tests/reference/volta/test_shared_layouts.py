@@ -32,6 +32,18 @@ PLACES = {
 }
 
 
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("name", "QKVP")
+@pytest.mark.parametrize("atom", ATOMS, ids=NAMES)
+def test_a_warp_loads_all_of_a_tile_and_nothing_beside_it(atom, name, width):
+    loads = accesses(atom, name, width)[1]
+    if name == "P" and not loads:
+        return  # this atom hands P on in registers
+    found = {pair for at in loads for pair in zip(at.row.tolist(), at.chunk.tolist(), strict=True)}
+    rows = atom.warp_rows if name in "QP" else 32
+    assert found == {(row, chunk) for row in range(rows) for chunk in range(width // 8)}
+
+
 @pytest.mark.parametrize("width", range(8, 257, 8))
 @pytest.mark.parametrize("name", PLACES)
 def test_every_chunk_has_a_place_of_its_own(name, width):

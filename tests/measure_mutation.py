@@ -204,7 +204,8 @@ def main() -> int:
             by_file.setdefault(name, Counter())[outcome] += 1
             print(f"{outcome:12} {name}:{mutation.start_pos[0]} {mutation.operator_name}", flush=True)
             if outcome == "survived":
-                change = [line for line in (result.diff or "").splitlines() if line[:1] in "+-"][2:]
+                lines = (result.diff or "").splitlines()
+                change = [x for x in lines if x[:1] in ("+", "-") and x[:3] not in ("+++", "---")]
                 survivors.append({"file": name, "line": mutation.start_pos[0], "change": change})
                 print("   ", "\n    ".join(change), flush=True)
     killed = 100 * (1 - outcomes["survived"] / max(1, outcomes.total()))

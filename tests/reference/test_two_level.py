@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -91,13 +93,14 @@ def test_counts_in_closed_form(data, q_len, k_len, length, q_offset, causal, win
 
 
 def test_counts_add_up_over_the_batch(make):
-    q, k, v = make(B=3, Hq=4, Hkv=2, Sq=20, Sk=30)
-    got = run(q, k, v, causal=True, kv_lengths=[30, 30, 11], blocks=UNEVEN).counts
+    q, k, v = make(B=4, Hq=4, Hkv=2, Sq=20, Sk=30)
+    got = run(q, k, v, causal=True, kv_lengths=[30, 30, 11, 7], blocks=UNEVEN).counts
     parts = [
-        expected((20, 30, 3, 4), UNEVEN, heads=h, causal=True, kv_length=n) for h, n in ((8, 30), (4, 11))
+        expected((20, 30, 3, 4), UNEVEN, heads=h, causal=True, kv_length=n)
+        for h, n in ((8, 30), (4, 11), (4, 7))
     ]
-    assert got.moved == parts[0].moved + parts[1].moved
-    assert got.waits == parts[0].waits + parts[1].waits
+    assert got.moved == sum((part.moved for part in parts), Counter())
+    assert got.waits == sum((part.waits for part in parts), Counter())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ what it adds stays in build/fuzz/. A finding ends the run, and its bytes lie in 
 
     python -m tests.fuzz.fuzz_gguf build/fuzz/gguf-crash-...
 
-    python -m tests.fuzz_python [--seconds 60] [--inputs 20000] [--seed 1] [--only gguf] [--record]
+    python -m tests.fuzz_python [--seconds 60] [--inputs 20000] [--seed 1] [--only gguf] [--jobs 2] [--record]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 import secrets
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -65,20 +66,24 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=-1, help="at most so many (default: no limit)")
     parser.add_argument("--seed", type=int, help="of all that is drawn (default: another one each time)")
     parser.add_argument("--only", choices=TARGETS, help="one target")
+    parser.add_argument("--jobs", type=int, default=1, help="targets at once (default 1)")
     parser.add_argument("--record", action="store_true", help="write results/fuzz-python-<date>.json")
     args = parser.parse_args()
     seed = secrets.randbelow(2**31) + 1 if args.seed is None else args.seed
     print(f"seed {seed}")
+    names = [args.only] if args.only else list(TARGETS)
     targets = {}
-    for name in [args.only] if args.only else TARGETS:
-        print(f"{name}: {args.seconds} s", flush=True)
-        result = targets[name] = fuzz(name, args.seconds, args.inputs, seed)
-        print(
-            f"  {result['executions']} inputs, {result['edges']} edges, {result['features']} features",
-            flush=True,
-        )
-        if result["finding"]:
-            print("  FOUND", *result["finding"], sep="\n  ")
+    with ThreadPoolExecutor(args.jobs) as pool:  # each waits for a process
+        running = [pool.submit(fuzz, name, args.seconds, args.inputs, seed) for name in names]
+        for name, job in zip(names, running, strict=True):
+            print(f"{name}: at most {args.seconds} s", flush=True)
+            result = targets[name] = job.result()
+            print(
+                f"  {result['executions']} inputs, {result['edges']} edges, {result['features']} features",
+                flush=True,
+            )
+            if result["finding"]:
+                print("  FOUND", *result["finding"], sep="\n  ")
     if args.record:
         now = datetime.now(UTC)
         content = {

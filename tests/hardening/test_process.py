@@ -39,8 +39,10 @@ def check(q, k, v, got, **options):
 
 def start(program: str, **environment: str) -> subprocess.Popen[str]:
     """Start a program after SETUP in a fresh interpreter."""
+    # Where memory is refused or threads meet, the GNU library reserves another 64 MiB to allocate from.
+    env = os.environ | {"MALLOC_ARENA_MAX": "1"} | environment
     return subprocess.Popen(
-        [sys.executable, "-c", SETUP + textwrap.dedent(program)], text=True, env=os.environ | environment,
+        [sys.executable, "-c", SETUP + textwrap.dedent(program)], text=True, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

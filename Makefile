@@ -62,7 +62,7 @@ fuzz: fuzz-native fuzz-python ## both of the following (ARGS="--seconds 60 --rec
 fuzz-native: $(VENV)/.installed-test ## fuzz the C interface by libFuzzer, which Clang has (ARGS="--seconds 600 --jobs 4 --record")
 	$(BIN)/python tests/fuzz_native.py $(ARGS)
 
-coverage: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models $(VENV)/.installed-distributed $(VENV)/.installed-coverage ## say which lines and branches the tests reach, Python's and C++'s (ARGS=--record)
+coverage: $(VENV)/.installed-test $(VENV)/.installed-bench $(VENV)/.installed-models $(VENV)/.installed-distributed $(VENV)/.installed-peers $(VENV)/.installed-jax $(VENV)/.installed-coverage ## say which lines and branches the tests reach, Python's and C++'s (ARGS=--record)
 	$(BIN)/python tests/measure_coverage.py $(ARGS)
 
 soak: $(VENV)/.installed-test $(VENV)/.installed-bench ## compute in eight threads for five minutes, each result checked (ARGS="--seconds 60 --record")

@@ -41,6 +41,12 @@ NEED_SETS = (
     (("avx512_vnni",), ("isa/avx512_vnni.cpp", "table_vnni.hpp", "decode_vnni.hpp", "vnni_operands.hpp")),
 )  # fmt: skip
 
+#: What each process of the tests does first, where the tests' own installation lies on its path.
+_START = """\
+import coverage
+coverage.process_startup()
+"""
+
 _CONFIG = """\
 [run]
 branch = true
@@ -48,11 +54,7 @@ parallel = true
 source = {site}/fastattention
 omit = {omit}
 data_file = {work}/data
-patch = subprocess
-[paths]
-source =
-    {root}/fastattention
-    {site}/fastattention
+patch = _exit
 [report]
 exclude_also =
     if TYPE_CHECKING:
@@ -60,11 +62,13 @@ exclude_also =
 """
 
 
-def not_runnable() -> list[str]:
-    """Return the sources of kernels, relative to cpu_kernels, that this processor cannot run."""
-    code = "from fastattention.cpu_kernels import available_isas; print(*available_isas())"
-    isas = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=WORK).split()
-    return [source for sets, sources in NEED_SETS if not set(sets) & set(isas) for source in sources]
+def not_runnable() -> tuple[list[str], list[str]]:
+    """Return the instruction sets that this processor lacks, and the sources that are for them alone."""
+    code = "from fastattention.cpu_kernels import *; print(*ISAS); print(*available_isas())"
+    answer = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=WORK).splitlines()
+    every, isas = (line.split() for line in answer)
+    sources = [source for sets, sources in NEED_SETS if not set(sets) & set(isas) for source in sources]
+    return [isa for isa in every if isa not in isas], sources
 
 
 def run(*command: str | Path, **options: Any) -> int:
@@ -84,15 +88,18 @@ def build() -> None:
     if failed:
         raise SystemExit("the instrumented build failed")
     for entry in ROOT.iterdir():
-        # Python finds the package in the current folder first: there must be none.
-        if entry.name not in ("fastattention", "build", "dist", ".git", ".venv"):
+        if entry.name not in ("fastattention", "reference", "build", "dist", ".git", ".venv"):
             # Tests are copied: one may go on writing them while this runs.
             if entry.name == "tests":
                 shutil.copytree(entry, TREE / "tests", ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 (TREE / entry.name).symlink_to(entry)
+    # The specification by its other name, and the folder in which tests read sources.
+    (TREE / "fastattention").symlink_to(SITE / "fastattention")
+    (TREE / "reference").symlink_to(SITE / "fastattention" / "reference")
+    (SITE / "sitecustomize.py").write_text(_START, encoding="utf-8")
     omit = "\n    ".join(["", *(f"{SITE}/fastattention/{pattern}" for pattern in NEED_GPU)])
-    text = _CONFIG.format(site=SITE, root=ROOT, work=WORK, omit=omit)
+    text = _CONFIG.format(site=SITE, work=WORK, omit=omit)
     (WORK / "config").write_text(text, encoding="utf-8")
 
 
@@ -103,9 +110,11 @@ def measure(arguments: list[str]) -> bool:
     paths = [str(SITE), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "COVERAGE_RCFILE": f"{WORK}/config",
+        "COVERAGE_PROCESS_START": f"{WORK}/config",
+        "LD_LIBRARY_PATH": f"{sys.prefix}/lib",  # MPI's wheel lays its library and its launcher there
+        "PATH": os.pathsep.join([f"{sys.prefix}/bin", os.environ["PATH"]]),
     }
-    return not run(python, "-m", "coverage", "run", "-m", "pytest", "-q", *arguments, cwd=TREE, env=env)
+    return not run(python, "-m", "pytest", "-q", *arguments, cwd=TREE, env=env)
 
 
 def collect() -> dict[str, Any]:
@@ -116,17 +125,19 @@ def collect() -> dict[str, Any]:
     run(*tool, "json", "-q", "-o", WORK / "python.json", env=env)
     found = json.loads((WORK / "python.json").read_text(encoding="utf-8"))
     cells = ["--json", WORK / "cpp.json", "--json-summary", WORK / "cpp-summary.json"]
-    left_out = not_runnable()
-    excluded = [word for source in left_out for word in ("--exclude", rf".*/{re.escape(source)}")]
+    lacking, left_out = not_runnable()
+    # Templates are counted once for each instruction set that they are compiled for.
+    folders = [word for isa in lacking for word in ("--exclude-directory", rf".*/lib(fa|ladder)_{isa}\.a\.p")]
+    excluded = folders + [word for source in left_out for word in ("--exclude", rf".*/{re.escape(source)}")]
     run(
         Path(sys.executable).with_name("gcovr"), "--root", ROOT / "cpu_kernels", "--object-directory", CPP,
-        "--exclude-throw-branches", "--exclude-unreachable-branches", "--exclude", r".*_native\.c",
+        "--exclude-throw-branches", "--exclude-unreachable-branches", "--exclude", r".*_(native|ladder)\.c",
         *excluded,
         "--merge-mode-functions=merge-use-line-min", "--gcov-ignore-parse-errors=all", *cells, CPP,
     )  # fmt: skip
     cpp = json.loads((WORK / "cpp-summary.json").read_text(encoding="utf-8"))
     files = {
-        str(Path(name).relative_to(ROOT) if Path(name).is_absolute() else name): content
+        str((ROOT / name).relative_to(SITE / "fastattention")): content
         for name, content in found["files"].items()
     }
     totals = found["totals"]
@@ -152,7 +163,7 @@ def collect() -> dict[str, Any]:
             "branches_percent": cpp["branch_percent"],
             "lines": cpp["line_total"],
             "branches": cpp["branch_total"],
-            "left_out": left_out,
+            "left_out": [*(f"kernels for {isa}" for isa in lacking), *left_out],
             "files": {
                 content["filename"]: {
                     "lines_percent": content["line_percent"],

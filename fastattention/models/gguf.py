@@ -27,6 +27,8 @@ _BROKEN = (
     ValueError, IndexError, KeyError, TypeError, ArithmeticError, MemoryError, OSError, RecursionError,
 )  # fmt: skip
 
+_MOST_LEVELS = 16  # of arrays within arrays; models have one
+
 T = TypeVar("T", bool, int, float, str)
 
 
@@ -228,6 +230,15 @@ def _plain_reader(reader: Any) -> Any:
             array: NDArray[Any] = self._plain[int(offset) : end].view(wanted)
             order = override_order or self.byte_order
             return array if order == "I" else array.view(wanted.newbyteorder(order))
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            self._levels = getattr(self, "_levels", 0) + 1  # calls itself for an array's elements
+            if self._levels > _MOST_LEVELS:
+                raise ValueError(f"arrays within arrays, more than {_MOST_LEVELS} levels of them")
+            try:
+                return super()._get_field_parts(orig_offs, raw_type)
+            finally:
+                self._levels -= 1
 
     return PlainReader
 

@@ -33,7 +33,7 @@ isas = pytest.mark.parametrize(
             if isa in ladder.available()
             else pytest.mark.skip(reason=f"this machine or this build lacks {isa}"),
         )
-        for isa in ("baseline", "avx2", "avx512")
+        for isa in ISAS
     ],
 )
 

@@ -164,3 +164,20 @@ def test_merge_names_the_part_that_is_too_large_to_count() -> None:
     lse = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (8,), (0,))
     with pytest.raises(ValueError, match=r"parts\[0\] out: sizes \(8, 288230376151711744\) multiply to more"):
         fastattention.merge([(out, lse)])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_reference_says_nothing_of_what_float32_cannot_hold(packed: bool) -> None:
+    """Its lse came with a warning, where the kernels' is infinite."""
+    q, k, v = small()
+    q[..., 0, :], k[...] = 1e30, 1e30
+    options: dict[str, Any] = {"return_lse": True, "backend": "reference"}
+    if packed:
+        starts = np.array([0, 2])
+        rows = [x[0].swapaxes(0, 1) for x in (q, k, v)]
+        _, lse = fastattention.attention_varlen(*rows, starts, starts, **options)
+        lse = lse.swapaxes(0, 1)[None]
+    else:
+        _, lse = fastattention.attention(q, k, v, **options)
+    assert lse[0, 0, 0] == np.inf
+    assert np.isfinite(lse[0, 0, 1])

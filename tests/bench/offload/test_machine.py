@@ -77,7 +77,8 @@ def test_all_ways(batch: int, tiny: Callable[..., OffloadMachine], monkeypatch: 
     assert row.ways["cooperative"].cpu == 3 * 202 * token
     split = row.ways["split"]
     assert split.share is not None
-    assert split.cpu == pytest.approx(split.share * 3 * 201 * token, rel=0.05)
+    # Whole keys, and the step's own row: a measured share may be so small that they count.
+    assert split.cpu == pytest.approx(split.share * 3 * 201 * token, abs=3 * 1.5 * token)
     assert split.cpu + split.up == pytest.approx(3 * 202 * token, rel=0.05)
     assert row.peer == {"missing": "no tiny"}
     assert found.environment()["device"] == "numpy"

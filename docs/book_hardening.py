@@ -17,13 +17,16 @@ def newest(kind: str, folder: Path = RESULTS) -> dict[str, Any] | None:
 
 def fuzzed(folder: Path = RESULTS) -> str:
     """Return, as a table, how often each fuzzer called what, and what it found."""
-    lines = ["| what is called | by | when | executions | edges reached |", "| --- | --- | --- | --: | --: |"]
+    lines = ["| what is called | by | when | executions | edges reached | found |"]
+    lines.append("| --- | --- | --- | --: | --: | --- |")
     if native := newest("fuzz-native", folder):
-        lines.append(_line("the C interface", "libFuzzer", native["date"], native["calls"], native["edges"]))
+        counts = native["calls"], native["edges"], None  # a run that found something writes no file
+        lines.append(_line("the C interface", "libFuzzer", native["date"], *counts))
     if python := newest("fuzz-python", folder):
         names = {"attention": "`fastattention.attention`", "gguf": "the reader of GGUF files"}
         for name, found in python["targets"].items():
-            lines.append(_line(names[name], "atheris", python["date"], found["executions"], found["edges"]))
+            counts = found["executions"], found["edges"], found["finding"]
+            lines.append(_line(names[name], "atheris", python["date"], *counts))
     return "\n".join(lines)
 
 
@@ -57,7 +60,8 @@ def covered(folder: Path = RESULTS) -> str:
         lines.append(
             f"| {name} | {part['lines_percent']:.1f} | {part['branches_percent']:.1f} | {left_out} |"
         )
-    return f"{found['date'][:10]}:\n\n" + "\n".join(lines)
+    failed = "" if found["passed"] else ", in a run in which a test failed"
+    return f"{found['date'][:10]}{failed}:\n\n" + "\n".join(lines)
 
 
 def mutated(folder: Path = RESULTS) -> tuple[str, str]:
@@ -79,5 +83,6 @@ def mutated(folder: Path = RESULTS) -> tuple[str, str]:
     )
 
 
-def _line(what: str, by: str, date: str, executions: int, edges: int) -> str:
-    return f"| {what} | {by} | {date[:10]} | {executions:,} | {edges:,} |"
+def _line(what: str, by: str, date: str, executions: int, edges: int, finding: list[str] | None) -> str:
+    found = "a fault" if finding else "nothing"
+    return f"| {what} | {by} | {date[:10]} | {executions:,} | {edges:,} | {found} |"

@@ -14,8 +14,6 @@ from .device import empty, scope, to_caller
 
 __all__ = ["merge"]
 
-_INT64_MAX = 2**63 - 1
-
 
 def merge(parts: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     r"""Merge attention over disjoint sets of keys into attention over all of them.
@@ -40,7 +38,7 @@ def merge(parts: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     TypeError
         A part is no pair of arrays, or kinds or dtypes differ.
     ValueError
-        There is no part, or shapes differ.
+        There is no part, shapes differ, or int64 does not count the bytes of the result.
 
     Notes
     -----
@@ -93,7 +91,8 @@ def _checked(parts: list[Any]) -> tuple[list[Any], list[Any], str]:
             raise ValueError(
                 f"parts[{n}] lse: expected out's shape {out.shape} without its last axis, got {lse.shape}"
             )
-        if 8 * out.size > _INT64_MAX:  # in bytes of the widest type: the result may be wider than the parts
+        # In bytes of the widest type: the result may be wider than the parts.
+        if 8 * out.size > np.iinfo(np.int64).max:
             raise ValueError(f"parts[{n}] out: sizes {out.shape} multiply to more than int64 holds")
         outs.append(out)
         lses.append(lse)

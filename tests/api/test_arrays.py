@@ -401,12 +401,8 @@ class OnDevice:
     """What `usable` asks of an array of another library, such as CuPy's; a copy is contiguous."""
 
     def __init__(self, like: np.ndarray) -> None:
-        self.strides, self.itemsize, self.shape, self.size = (
-            like.strides,
-            like.itemsize,
-            like.shape,
-            like.size,
-        )
+        self.strides, self.itemsize = like.strides, like.itemsize
+        self.shape, self.size = like.shape, like.size
         self.copied = 0
 
     def copy(self, order: str) -> OnDevice:

@@ -37,7 +37,7 @@ def test_without_results_the_page_says_so(page: ModuleType, tmp_path: Path) -> N
 def test_the_newest_result_is_told(page: ModuleType, tmp_path: Path) -> None:
     for date, calls in (("2030-01-02", 2000), ("2030-01-01", 1000)):
         record(tmp_path, "fuzz-native", date, calls=calls, edges=5)
-    assert "| 2,000 | 5 |" in page.fuzzed(tmp_path)
+    assert "| 2,000 | 5 | nothing |" in page.fuzzed(tmp_path)
     assert "1,000" not in page.fuzzed(tmp_path)
 
 
@@ -66,6 +66,18 @@ def test_failures_of_the_soak_are_not_hidden(page: ModuleType, tmp_path: Path) -
 
 def test_what_coverage_left_out_is_named(page: ModuleType, tmp_path: Path) -> None:
     part = {"lines_percent": 95.04, "branches_percent": 90.0, "left_out": ["isa/amx.cpp"]}
-    record(tmp_path, "coverage", "2030-01-01", python=part, cpp=part | {"left_out": []})
+    record(tmp_path, "coverage", "2030-01-01", python=part, cpp=part | {"left_out": []}, passed=True)
     lines = page.covered(tmp_path).splitlines()
     assert lines[-2:] == ["| Python | 95.0 | 90.0 | `isa/amx.cpp` |", "| C++ | 95.0 | 90.0 | nothing |"]
+    assert page.covered(tmp_path).startswith("2030-01-01:")
+    record(tmp_path, "coverage", "2030-01-02", python=part, cpp=part, passed=False)
+    assert page.covered(tmp_path).startswith("2030-01-02, in a run in which a test failed:")
+
+
+def test_a_finding_of_the_fuzzer_is_told(page: ModuleType, tmp_path: Path) -> None:
+    found = {"executions": 10, "edges": 5, "finding": ["one"]}
+    record(
+        tmp_path, "fuzz-python", "2030-01-01", targets={"gguf": found, "attention": found | {"finding": None}}
+    )
+    lines = page.fuzzed(tmp_path).splitlines()[2:]
+    assert [line.endswith("| a fault |") for line in lines] == [True, False]

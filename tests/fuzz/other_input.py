@@ -16,7 +16,7 @@ import numpy as np
 import fastattention
 from fastattention import KVCache
 
-from .attention_input import SIZES, FoundError, described, is_tame
+from .attention_input import SIZES, FoundError, attend, described, is_tame
 from .source import Source
 from .values import FLOATS, numbers, strange
 
@@ -28,6 +28,11 @@ NAMES = (
 )  # fmt: skip
 _ONE = rf"({'|'.join(NAMES)})(\[\d+\])?( (left|right|out|lse))?"
 NAMED = re.compile(rf"{_ONE}((,| and) {_ONE})*: .{{8,}}", re.DOTALL)
+
+
+def any_call(data: bytes) -> str:
+    """Make the call of a fuzzer's bytes: of `attention` where the first is even, else of another function."""
+    return call(Source(data[1:])) if data[:1] and data[0] % 2 else attend(data[1:])
 
 
 def call(source: Source) -> str:

@@ -59,8 +59,8 @@ def test_what_leaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(soak.Worker, "cache", leaking)
     monkeypatch.setattr(soak, "return_what_is_freed", lambda: None)  # other tests go on in this process
-    (failure,) = soak.soak(5, 2, seed=4)["failures"]
-    assert failure.startswith("resident bytes: ")
+    failures = soak.soak(5, 2, seed=4)["failures"]
+    assert any(failure.startswith("resident bytes: ") for failure in failures), failures
 
 
 @pytest.mark.parametrize("name", ["files", "threads"])

@@ -11,23 +11,29 @@ RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 def newest(kind: str, folder: Path = RESULTS) -> dict[str, Any] | None:
     """Return the newest ``<kind>-*.json``; None where there is none."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{kind}-2*.json"))]
-    return max(found, key=lambda content: content["date"], default=None)
+    return max(_all(kind, folder), key=lambda content: content["date"], default=None)
+
+
+def _all(kind: str, folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{kind}-2*.json"))]
 
 
 def fuzzed(folder: Path = RESULTS) -> str:
-    """Return, as a table, how often each fuzzer called what, and what it found."""
-    lines = ["| what is called | by | when | executions | edges reached | found |"]
-    lines.append("| --- | --- | --- | --: | --: | --- |")
-    if native := newest("fuzz-native", folder):
-        counts = native["calls"], native["edges"], None  # a run that found something writes no file
-        lines.append(_line("the C interface", "libFuzzer", native["date"], *counts))
-    if python := newest("fuzz-python", folder):
-        names = {"attention": "`fastattention.attention`", "gguf": "the reader of GGUF files"}
-        for name, found in python["targets"].items():
+    """Return, as a table, how often each fuzzer called what in each recorded run, and what it found."""
+    lines = ["| what is called | by | when | processor's set | executions | edges reached | found |"]
+    lines.append("| --- | --- | --- | --- | --: | --: | --- |")
+    total = 0
+    for run in _all("fuzz-native", folder):
+        counts = run["calls"], run["edges"], None  # a run that found something writes no file
+        lines.append(_line("the C interface", "libFuzzer", run, *counts))
+        total += run["calls"]
+    names = {"attention": "the public functions", "gguf": "the reader of GGUF files"}
+    for run in _all("fuzz-python", folder):
+        for name, found in run["targets"].items():
             counts = found["executions"], found["edges"], found["finding"]
-            lines.append(_line(names[name], "atheris", python["date"], *counts))
-    return "\n".join(lines)
+            lines.append(_line(names[name], "atheris", run, *counts))
+            total += found["executions"]
+    return "\n".join(lines) + f"\n\n{total:,} executions in all."
 
 
 def soaked(folder: Path = RESULTS) -> str:
@@ -83,6 +89,17 @@ def mutated(folder: Path = RESULTS) -> tuple[str, str]:
     )
 
 
-def _line(what: str, by: str, date: str, executions: int, edges: int, finding: list[str] | None) -> str:
-    found = "a fault" if finding else "nothing"
-    return f"| {what} | {by} | {date[:10]} | {executions:,} | {edges:,} | {found} |"
+def _line(
+    what: str, by: str, run: dict[str, Any], executions: int, edges: int, finding: list[str] | None
+) -> str:
+    found = "a fault, mended since" if finding else "nothing"
+    cells = (
+        what,
+        by,
+        run["date"][:10],
+        f"`{run['environment']['isa']}`",
+        f"{executions:,}",
+        f"{edges:,}",
+        found,
+    )
+    return f"| {' | '.join(cells)} |"

@@ -171,7 +171,9 @@ def _check_sizes(
     if q_len > MAX_LENGTH:
         raise ValueError(f"q: expected at most 2**31 - 1 queries, got {q_len}")
     # In bytes of the widest type, so that neither the kernels' products nor the size of `out` can overflow.
-    if 8 * batch * q_heads * q_len * max(k_len, v_dim, head_dim) > _INT64_MAX:
+    # An empty axis counts as one: NumPy multiplies the others.
+    rows = (batch or 1) * (q_heads or 1) * (q_len or 1)
+    if 8 * rows * max(k_len, v_dim, head_dim) > _INT64_MAX:
         raise ValueError(
             f"q, k: sizes B = {batch}, Hq = {q_heads}, Sq = {q_len}, Sk = {k_len} "
             "multiply to more than int64 holds"

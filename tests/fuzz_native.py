@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of the kernels' C interface by libFuzzer: what ``make fuzz`` runs.
 
-    python tests/fuzz_native.py [--seconds 60] [--jobs 1] [--record]
+    python tests/fuzz_native.py [--seconds 60] [--jobs 1] [--target FILE] [--record]
 
 Any bytes are a valid call (tests/native/call.hpp): validation is the Python layer's, and fuzzed there. Each
 call runs under AddressSanitizer and UndefinedBehaviorSanitizer, with arrays of exactly their size, and its
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -21,6 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from run_sanitizers import NATIVE, ROOT, need, run
+
+import fastattention
+from fastattention.bench.environment import describe
 
 WORK = ROOT / "build" / "fuzz"
 CORPUS = WORK / "corpus"
@@ -46,9 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the corpus (default 1)")
+    parser.add_argument("--target", type=Path, help="what was built before, here or on another machine")
     parser.add_argument("--record", action="store_true", help="write results/fuzz-native-*.json")
     args = parser.parse_args()
-    target = build()
+    target = args.target or build()
     CORPUS.mkdir(parents=True, exist_ok=True)
     env = os.environ | {
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
@@ -77,10 +80,11 @@ def main() -> None:
         raise SystemExit(f"something was found: inputs that repeat it lie in {WORK}")
     calls = sum(int(n) for text in texts for n in re.findall(r"number_of_executed_units: *(\d+)", text))
     edges = max(int(n) for text in texts for n in re.findall(r" cov: (\d+)", text))
+    now = datetime.now(UTC)
     found = {
-        "schema": "fuzz-native-1",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": platform.machine(),
+        "schema": "fuzz-native-2",
+        "date": now.isoformat(timespec="seconds"),
+        "environment": {**describe(fastattention.get_isa()), "compiler": "clang"},
         "seconds": args.seconds,
         "jobs": args.jobs,
         "calls": calls,
@@ -89,7 +93,7 @@ def main() -> None:
     }
     print(json.dumps(found))
     if args.record:
-        path = ROOT / "results" / f"fuzz-native-{found['date'][:10]}.json"
+        path = ROOT / "results" / f"fuzz-native-{now:%Y-%m-%d-%H%M}.json"
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -6,7 +6,8 @@ what it adds stays in build/fuzz/. A finding ends the run, and its bytes lie in 
 
     python -m tests.fuzz.fuzz_gguf build/fuzz/gguf-crash-...
 
-    python -m tests.fuzz_python [--seconds 60] [--inputs 20000] [--seed 1] [--only gguf] [--jobs 2] [--record]
+    python -m tests.fuzz_python [--seconds 60] [--inputs 20000] [--seed 1] [--only gguf] [--jobs 2]
+                                [--workers 4] [--record]
 """
 
 from __future__ import annotations
@@ -32,8 +33,27 @@ CORPORA, WORK = ROOT / "tests" / "fuzz" / "corpus", ROOT / "build" / "fuzz"
 TARGETS = {"attention": ("tests.fuzz.fuzz_python_attention", 160), "gguf": ("tests.fuzz.fuzz_gguf", 9000)}
 
 
-def fuzz(name: str, seconds: int, inputs: int, seed: int) -> dict[str, Any]:
-    """Run one target until either limit (-1 inputs: none); return what it tried, and what it found."""
+def fuzz(name: str, seconds: int, inputs: int, seed: int, workers: int = 1) -> dict[str, Any]:
+    """Run one target until either limit (-1 inputs: none); return what it tried, and what it found.
+
+    Each worker is a process that draws by a seed of its own; they share the folder of inputs, and read there
+    what the others have found.
+    """
+    with ThreadPoolExecutor(workers) as pool:  # each waits for a process
+        parts = list(pool.map(lambda i: _run(name, seconds, inputs, seed + i), range(workers)))
+    return {
+        "seconds": seconds,
+        "seed": seed,
+        "workers": workers,
+        "executions": sum(part["executions"] for part in parts),
+        "edges": max(part["edges"] for part in parts),
+        "features": max(part["features"] for part in parts),
+        "finding": next((part["finding"] for part in parts if part["finding"]), None),
+    }
+
+
+def _run(name: str, seconds: int, inputs: int, seed: int) -> dict[str, Any]:
+    """Let one process fuzz; return its counts, and the end of what it printed if it failed."""
     module, longest = TARGETS[name]
     found = WORK / name
     found.mkdir(parents=True, exist_ok=True)
@@ -46,15 +66,14 @@ def fuzz(name: str, seconds: int, inputs: int, seed: int) -> dict[str, Any]:
     executed = re.search(r"stat::number_of_executed_units: *(\d+)", done.stderr)
     covered = re.findall(r" cov: (\d+) ft: (\d+)", done.stderr)
     result: dict[str, Any] = {
-        "seconds": seconds,
-        "seed": seed,
         "executions": int(executed[1]) if executed else 0,
         "edges": int(covered[-1][0]) if covered else 0,
         "features": int(covered[-1][1]) if covered else 0,
         "finding": None,
     }
     if done.returncode:
-        lines = [x for x in (done.stdout + done.stderr).splitlines() if not re.match(r"#\d|INFO|WARNING", x)]
+        text = (done.stdout + done.stderr).replace(f"{ROOT}/", "")
+        lines = [x for x in text.splitlines() if not re.match(r"#\d|INFO|WARNING", x)]
         result["finding"] = lines[-60:]
     return result
 
@@ -67,14 +86,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of all that is drawn (default: another one each time)")
     parser.add_argument("--only", choices=TARGETS, help="one target")
     parser.add_argument("--jobs", type=int, default=1, help="targets at once (default 1)")
-    parser.add_argument("--record", action="store_true", help="write results/fuzz-python-<date>.json")
+    parser.add_argument("--workers", type=int, default=1, help="processes for each target (default 1)")
+    parser.add_argument("--record", action="store_true", help="write results/fuzz-python-*.json")
     args = parser.parse_args()
     seed = secrets.randbelow(2**31) + 1 if args.seed is None else args.seed
     print(f"seed {seed}")
     names = [args.only] if args.only else list(TARGETS)
     targets = {}
     with ThreadPoolExecutor(args.jobs) as pool:  # each waits for a process
-        running = [pool.submit(fuzz, name, args.seconds, args.inputs, seed) for name in names]
+        running = [pool.submit(fuzz, name, args.seconds, args.inputs, seed, args.workers) for name in names]
         for name, job in zip(names, running, strict=True):
             print(f"{name}: at most {args.seconds} s", flush=True)
             result = targets[name] = job.result()
@@ -92,7 +112,7 @@ def main() -> int:
             "environment": {**describe(fastattention.get_isa()), "atheris": version("atheris")},
             "targets": targets,
         }
-        path = ROOT / "results" / f"fuzz-python-{now.date()}.json"
+        path = ROOT / "results" / f"fuzz-python-{now:%Y-%m-%d-%H%M}.json"
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print("Wrote", path)
     return 1 if any(result["finding"] for result in targets.values()) else 0

@@ -36,6 +36,11 @@ Below 2**-126 float32 numbers are multiples of 2**-149, so products and sums are
 
     to the error of out (8 + sqrt Sk) * 2**-149
 
+All of this is to first order, for small e_j. With e_j near 1 or beyond (ALiBi's slopes over billions of
+positions, say), exp(e_j) moves the weight itself and the sum it is divided by, so that e_j stands for
+
+    e_j * exp(2 e_j)
+
 The book derives these terms in chapter 15, and `budget` has the bound that they are taken from. The square
 roots say that rounding errors of a sum carry random signs; 4 and 8 leave room for the exponential, the
 hyperbolic tangent and the running rescale. Storage gets exactly half a unit in the last place: a kernel
@@ -210,7 +215,8 @@ def tolerances(
     values = np.abs(_finite(_per_query_head(problem, problem.v)))
     sum_error = u * (8 + np.sqrt(keys))
     size = np.abs(out)
-    blurred = weights * score_error * u
+    errors = score_error * u
+    blurred = weights * errors * np.exp(2 * np.minimum(errors, 300))  # that is enough, and finite
     lse_error = blurred.sum(-1) + u * _sink_error(problem, lse)
     arithmetic = blurred @ values + lse_error[..., None] * size + sum_error * (weights @ values + size)
     if u > 2**-30:  # sums in float32

@@ -31,14 +31,22 @@ def test_without_results_the_page_says_so(page: ModuleType, tmp_path: Path) -> N
     assert "Not run yet" in page.soaked(tmp_path)
     assert "Not measured yet" in page.covered(tmp_path)
     assert "Not measured yet" in page.mutated(tmp_path)[0]
-    assert page.fuzzed(tmp_path).count("\n") == 1
+    assert page.fuzzed(tmp_path).endswith("\n\n0 executions in all.")
 
 
 def test_the_newest_result_is_told(page: ModuleType, tmp_path: Path) -> None:
+    for date, failures in (("2030-01-02", []), ("2030-01-01", ["one"])):
+        part = {"lines_percent": 95.04, "branches_percent": 90.0, "left_out": []}
+        record(tmp_path, "coverage", date, python=part, cpp=part, passed=not failures)
+    assert page.covered(tmp_path).startswith("2030-01-02:")
+
+
+def test_every_run_of_the_fuzzers_is_told(page: ModuleType, tmp_path: Path) -> None:
     for date, calls in (("2030-01-02", 2000), ("2030-01-01", 1000)):
-        record(tmp_path, "fuzz-native", date, calls=calls, edges=5)
-    assert "| 2,000 | 5 | nothing |" in page.fuzzed(tmp_path)
-    assert "1,000" not in page.fuzzed(tmp_path)
+        record(tmp_path, "fuzz-native", date, calls=calls, edges=5, environment={"isa": "avx2"})
+    assert "| 2030-01-01 | `avx2` | 1,000 | 5 | nothing |" in page.fuzzed(tmp_path)
+    assert "| 2030-01-02 | `avx2` | 2,000 | 5 | nothing |" in page.fuzzed(tmp_path)
+    assert page.fuzzed(tmp_path).endswith("\n\n3,000 executions in all.")
 
 
 def test_survivors_are_listed_with_what_was_changed(page: ModuleType, tmp_path: Path) -> None:
@@ -76,8 +84,7 @@ def test_what_coverage_left_out_is_named(page: ModuleType, tmp_path: Path) -> No
 
 def test_a_finding_of_the_fuzzer_is_told(page: ModuleType, tmp_path: Path) -> None:
     found = {"executions": 10, "edges": 5, "finding": ["one"]}
-    record(
-        tmp_path, "fuzz-python", "2030-01-01", targets={"gguf": found, "attention": found | {"finding": None}}
-    )
-    lines = page.fuzzed(tmp_path).splitlines()[2:]
-    assert [line.endswith("| a fault |") for line in lines] == [True, False]
+    targets = {"gguf": found, "attention": found | {"finding": None}}
+    record(tmp_path, "fuzz-python", "2030-01-01", targets=targets, environment={"isa": "avx2"})
+    lines = page.fuzzed(tmp_path).splitlines()[2:4]
+    assert [line.endswith("| a fault, mended since |") for line in lines] == [True, False]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastattention.reference import standard
 
 import fastattention
 from fastattention.models import ModelError
@@ -66,6 +67,32 @@ def test_a_shape_is_refused_before_a_copy(name: str) -> None:
     endless = np.broadcast_to(np.zeros((1, 1, 1, 1), np.float16), (4, 0, 4, 2**57))
     with pytest.raises(ValueError, match=f"{name}: "):
         fastattention.attention(q, k, v, **{name: endless})
+
+
+@pytest.mark.parametrize("sizes", [(0, 2**55, 40), (1, 2**56, 0), (2**40, 0, 2**19)])
+def test_an_empty_result_of_endless_sizes_is_refused(sizes: tuple[int, int, int]) -> None:
+    """NumPy multiplies the axes that are not empty, and its error named no argument."""
+    batch, heads, q_len = sizes
+    q = np.broadcast_to(np.float32(1), (batch, heads, q_len, 1))
+    kv = np.broadcast_to(np.float32(1), (batch, min(heads, 1), 17, 2))
+    with pytest.raises(ValueError, match=r"q, k: sizes B = .* multiply to more than int64 holds"):
+        fastattention.attention(q, kv[..., :1], kv, return_lse=True)
+
+
+def test_scores_may_be_lost_where_float32_holds_no_more() -> None:
+    """Scores in the billions, whose last bit is more than what keys differ by: any weights are right."""
+    q, k, v = small()
+    k[..., 1, :] = 5.5
+    v[..., 1, :] = 0
+    options = {"q_offset": 2**31, "alibi_slopes": np.array([-0.75], np.float32)}
+    problem = Problem(q, k, v, options)
+    out, lse = standard.attention(q, k, v, **options)
+    allowed, allowed_lse = tolerances(problem, out, lse, "float32", "float32")
+    got, got_lse = fastattention.attention(q, k, v, **options, return_lse=True)
+    assert (np.abs(got - out) <= allowed).all()
+    assert (np.abs(got_lse - lse) <= allowed_lse).all()
+    near, _ = tolerances(Problem(q, k, v, options | {"q_offset": 2}), out, lse, "float32", "float32")
+    assert (near < 1e-5).all()
 
 
 class Refuses:
